@@ -1,0 +1,1 @@
+"""Corpora, Kaldi directories, features, augmentation, length buckets and utterance leases."""

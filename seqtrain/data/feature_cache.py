@@ -1,0 +1,85 @@
+"""Finished feature sets on disk, named by the hash of all that they depend on.
+
+Nothing is ever looked up by name or date, so a stale entry cannot be found; a damaged one is
+computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import uuid
+
+import numpy as np
+
+from seqtrain.data.utterance import AudioError, Skipped, Utterance
+
+# Part of every key: raise it when features of the same configuration change.
+VERSION = 1
+
+Fields = dict
+
+
+def key(records: list[Utterance], settings: tuple) -> str:
+    """The hash of the settings and of every record with the content of its recording."""
+    digest = hashlib.sha256(json.dumps([VERSION, settings]).encode())
+    for record in records:
+        head = (record.id, record.speaker, record.text, record.start_s, record.end_s)
+        digest.update(json.dumps([*head, record.problem]).encode())
+        if record.features is not None:
+            digest.update(np.ascontiguousarray(record.features).tobytes())
+            continue
+        try:
+            digest.update(hashlib.sha256(record.encoded()).digest())
+        except AudioError as error:
+            digest.update(str(error).encode())
+    return digest.hexdigest()[:32]
+
+
+def save(cache_dir: str | os.PathLike, name: str, feature_set) -> None:
+    """Writes a `FeatureSet`; another process that writes the same one does no harm."""
+    folder = pathlib.Path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        'ids': feature_set.ids,
+        'speakers': feature_set.speakers,
+        'texts': feature_set.texts,
+        'skipped': [(s.id, s.reason) for s in feature_set.skipped],
+        'sample_rate': feature_set.sample_rate,
+    }
+    frames = feature_set.features or [np.zeros((0, 0), np.float32)]
+    unfinished = folder / f'{name}.{uuid.uuid4().hex}.tmp'
+    with unfinished.open('wb') as file:
+        np.savez(
+            file,
+            about=np.array(json.dumps(about)),
+            lengths=feature_set.num_frames,
+            frames=np.concatenate(frames),
+        )
+    unfinished.replace(folder / f'{name}.npz')
+
+
+def load(cache_dir: str | os.PathLike, name: str) -> Fields | None:
+    """The fields of a `FeatureSet`; None where it is not there or cannot be read."""
+    path = pathlib.Path(cache_dir) / f'{name}.npz'
+    try:
+        with path.open('rb') as file, np.load(file) as stored:
+            about = json.loads(str(stored['about']))
+            ends = np.cumsum(stored['lengths'])
+            frames = stored['frames']
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # Whatever is wrong with the file, the remedy is the same.
+        logging.warning('Features are computed again: %s is damaged (%s).', path, error)
+        return None
+    return {
+        'ids': tuple(about['ids']),
+        'speakers': tuple(about['speakers']),
+        'texts': tuple(about['texts']),
+        'features': np.split(frames, ends[:-1]) if len(ends) else [],
+        'skipped': tuple(Skipped(*pair) for pair in about['skipped']),
+        'sample_rate': about['sample_rate'],
+    }

@@ -1,0 +1,62 @@
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from seqtrain.data import utterance
+
+
+@pytest.mark.parametrize('container', ['FLAC', 'WAV'])
+def test_samples_have_the_scale_of_int16(make_utterance, make_audio, container):
+    record = make_utterance(audio=make_audio(container=container))
+    expected = np.random.default_rng(0).standard_normal(8000) * 1000
+    np.testing.assert_array_equal(record.samples(), expected.astype(np.int16).astype(np.float32))
+    assert record.samples().dtype == np.float32
+    assert record.sample_rate == 8000
+
+
+def test_segment_cuts_the_recording(make_utterance):
+    whole = make_utterance().samples()
+    part = make_utterance(start_s=0.25, end_s=0.75).samples()
+    np.testing.assert_array_equal(part, whole[2000:6000])
+
+
+def test_segment_may_overhang_a_little_but_not_much(make_utterance):
+    assert len(make_utterance(start_s=0.5, end_s=1.2).samples()) == 4000
+    with pytest.raises(utterance.AudioError, match=r'ends at 2 s but the recording lasts 1\.00 s'):
+        make_utterance(start_s=0.5, end_s=2.0).samples()
+
+
+@pytest.mark.parametrize(('start_s', 'end_s'), [(0.5, 0.5), (0.6, 0.5), (1.0, 1.1), (-0.1, 0.5)])
+def test_empty_segment_is_an_error(make_utterance, start_s, end_s):
+    with pytest.raises(utterance.AudioError, match='is empty'):
+        make_utterance(start_s=start_s, end_s=end_s).samples()
+
+
+@pytest.mark.parametrize('container', ['FLAC', 'WAV'])
+@pytest.mark.parametrize('kept', [0.0, 0.001, 0.5, 0.999])
+def test_truncated_audio_is_an_error(make_audio, container, kept):
+    encoded = make_audio(container=container)
+    with pytest.raises(utterance.AudioError, match=r'truncated|damaged'):
+        utterance.decode(encoded[: int(kept * len(encoded))])
+
+
+def test_missing_file_is_an_error(make_utterance, tmp_path):
+    record = make_utterance(audio=tmp_path / 'absent.flac')
+    with pytest.raises(utterance.AudioError, match=r'absent\.flac is missing'):
+        record.samples()
+    with pytest.raises(utterance.AudioError, match=r'absent\.flac is missing'):
+        _ = record.sample_rate
+
+
+def test_two_channels_are_an_error():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((100, 2), np.int16), 8000, format='WAV')
+    with pytest.raises(utterance.AudioError, match='2 channels'):
+        utterance.decode(file.getvalue())
+
+
+def test_no_samples_are_an_error(make_audio):
+    with pytest.raises(utterance.AudioError, match='0 samples'):
+        utterance.decode(make_audio(seconds=0, container='WAV'))
