@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,6 +49,15 @@ class Fsa:
             ('final', np.float32),
         ):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
+
+    @classmethod
+    def from_arcs(
+        cls, arcs: Sequence[tuple[int, int, int, float]], initial: np.ndarray, final: np.ndarray
+    ) -> Fsa:
+        """Builds an acceptor from arcs (src, dst, pdf, log-weight) and weights per state."""
+        # float64 holds every state number and label exactly.
+        src, dst, pdf, weight = np.array(arcs, np.float64).reshape(-1, 4).T
+        return cls(src, dst, pdf, weight, initial, final)
 
     @property
     def num_states(self) -> int:
