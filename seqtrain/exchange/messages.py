@@ -1,0 +1,146 @@
+"""What replicas and shards say to each other: frozen dataclasses, arrays and numbers only.
+
+Nothing here can hold audio, features or a transcript: an update is a flat vector of one shard's
+parameters, everything else is a number. No message carries code or a pickled object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import numpy as np
+
+
+class Reason(enum.Enum):
+    """Why a message was refused. The values are stable: logs and transports carry them."""
+
+    NOT_JOINED = 'not joined'
+    UNKNOWN_WORKER = 'unknown worker'
+    GENERATION = 'other generation'
+    DUPLICATE = 'duplicate'
+    FUTURE = 'future version'
+    STALE = 'too stale'
+    LATE = 'late for the round'
+    SHAPE = 'wrong shape'
+    DTYPE = 'wrong dtype'
+    NON_FINITE = 'not finite'
+    FRAMES = 'bad frame count'
+    CLOSED = 'closed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """A replica announces itself (again, after a restart); answered by `Params`."""
+
+    worker: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """A replica asks for the values; answered by `Params`, at once or when it may go on."""
+
+    worker: int
+    min_version: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Push:
+    """One replica's update for one shard.
+
+    Attributes:
+      worker: replica number.
+      seq: strictly increasing per replica; a shard applies each at most once.
+      base_version: version of this shard's values that the update was computed from.
+      update: f32[n], the flat gradient, pseudo-gradient or values, whichever the rule wants.
+      frames: frames behind the update (any positive weight for other kinds of data).
+      s2: age of the outer derivatives, in versions; logged only.
+      generation: the shard's generation that `base_version` belongs to.
+    """
+
+    worker: int
+    seq: int
+    base_version: int
+    update: np.ndarray
+    frames: float = 1.0
+    s2: int = 0
+    generation: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Leave:
+    """A replica goes, or its lease ran out; what it had pending is dropped. No answer."""
+
+    worker: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Params:
+    """The shard's values (read-only; f32[n]) at a version of a generation.
+
+    `last_seq` is the last push the shard took from this replica: a restarted replica counts on.
+    """
+
+    worker: int
+    version: int
+    values: np.ndarray
+    generation: int = 0
+    last_seq: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Ack:
+    """A push was applied; `version` is the version it made, `staleness` its server age s1."""
+
+    worker: int
+    seq: int
+    version: int
+    staleness: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A message was refused and the shard is as it was; `text` says what to do.
+
+    `seq` is −1 where the refused message was not a push.
+    """
+
+    worker: int
+    reason: Reason
+    text: str
+    seq: int = -1
+
+
+Message = Join | Pull | Push | Leave
+Reply = Params | Ack | Reject
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One line of the event log.
+
+    Attributes:
+      kind: 'applied', 'rejected', 'joined', 'left', 'rule' (the rule was changed) or 'restored'.
+      shard: shard number.
+      worker: replica number, −1 where none.
+      seq: the push's number, −1 where none.
+      base_version: version the update was computed from.
+      version: version of the shard after the event.
+      s1: server age: versions applied between the pull and the application.
+      s2: age of the outer derivatives.
+      frames: frames behind the update.
+      time_s: the shell's clock when the message was handled (virtual time in the simulator).
+      note: the reason of a rejection, the name of a rule.
+    """
+
+    kind: str
+    shard: int
+    worker: int = -1
+    seq: int = -1
+    base_version: int = -1
+    version: int = 0
+    s1: int = 0
+    s2: int = 0
+    frames: float = 0.0
+    time_s: float = 0.0
+    note: str = ''

@@ -1,0 +1,144 @@
+"""Parameters to shards and back: one flat f32 vector, cut into nearly equal contiguous ranges.
+
+Cutting the concatenation rather than assigning whole leaves balances the shards to one element
+and splits large leaves without a special case. The wire format is always f32; a leaf of another
+float type is widened on the way out and narrowed on the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class PartitionError(ValueError):
+    """A tree that cannot be cut, or that is not the tree the partition was made for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Where one leaf lies: its path, shape, dtype and first element in the flat vector."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    start: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """How a parameter tree is cut.
+
+    Attributes:
+      leaves: one entry per leaf, in tree order.
+      bounds: S+1 cut points in the flat vector; shard s holds [bounds[s], bounds[s+1]).
+    """
+
+    treedef: Any
+    leaves: tuple[Leaf, ...]
+    bounds: tuple[int, ...]
+
+    @classmethod
+    def make(cls, tree: Any, num_shards: int) -> Partition:
+        """Cuts `tree` (float leaves) into `num_shards` ranges whose sizes differ by at most one.
+
+        Raises:
+          PartitionError: a leaf is not floating point, or there are more shards than elements.
+        """
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        leaves, start = [], 0
+        for path, value in paths:
+            name = jax.tree_util.keystr(path)
+            dtype = np.dtype(value.dtype)
+            if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+                raise PartitionError(
+                    f'Leaf {name} has dtype {dtype}; the exchange carries floating point '
+                    'parameters only. Keep counters and random keys out of the tree.'
+                )
+            leaf = Leaf(name, tuple(value.shape), dtype, start)
+            leaves.append(leaf)
+            start = leaf.stop
+        if not 1 <= num_shards <= start:
+            raise PartitionError(
+                f'Cannot cut {start} parameters into {num_shards} shards; '
+                f'choose between 1 and {start}.'
+            )
+        bounds = tuple(start * s // num_shards for s in range(num_shards + 1))
+        return cls(treedef, tuple(leaves), bounds)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return self.bounds[-1]
+
+    def shard_size(self, shard: int) -> int:
+        return self.bounds[shard + 1] - self.bounds[shard]
+
+    def split(self, tree: Any) -> list[np.ndarray]:
+        """The tree as S owned vectors f32[n_s]; waits for device values, copies once.
+
+        Raises:
+          PartitionError: other structure or shapes than the partition was made for.
+        """
+        values, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef:
+            raise PartitionError(
+                f'The update has structure {treedef}, the parameters have {self.treedef}.'
+            )
+        shards = [np.empty(self.shard_size(s), np.float32) for s in range(self.num_shards)]
+        for leaf, value in zip(self.leaves, values, strict=True):
+            if tuple(np.shape(value)) != leaf.shape:
+                raise PartitionError(
+                    f'Leaf {leaf.path} has shape {np.shape(value)}, expected {leaf.shape}.'
+                )
+            flat = np.asarray(value).reshape(-1)
+            for shard, lo, hi in self._cover(leaf):
+                base = self.bounds[shard]
+                shards[shard][lo - base : hi - base] = flat[lo - leaf.start : hi - leaf.start]
+        return shards
+
+    def join(self, shards: Sequence[np.ndarray]) -> Any:
+        """The tree from S vectors, as arrays that share no memory with `shards`."""
+        flat = np.empty(self.size, np.float32)
+        for s, values in enumerate(shards):
+            flat[self.bounds[s] : self.bounds[s + 1]] = values
+        leaves = [
+            flat[leaf.start : leaf.stop].reshape(leaf.shape).astype(leaf.dtype, copy=False)
+            for leaf in self.leaves
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def segments(self, shard: int) -> np.ndarray:
+        """i32[n_s]: the index of the leaf that each element of a shard belongs to."""
+        ids = np.empty(self.shard_size(shard), np.int32)
+        base = self.bounds[shard]
+        for i, leaf in enumerate(self.leaves):
+            for s, lo, hi in self._cover(leaf):
+                if s == shard:
+                    ids[lo - base : hi - base] = i
+        return ids
+
+    def _cover(self, leaf: Leaf):
+        """The (shard, lo, hi) ranges, in flat coordinates, that a leaf spans."""
+        shard = int(np.searchsorted(self.bounds, leaf.start, side='right')) - 1
+        lo = leaf.start
+        while lo < leaf.stop:
+            hi = min(leaf.stop, self.bounds[shard + 1])
+            yield shard, lo, hi
+            lo, shard = hi, shard + 1

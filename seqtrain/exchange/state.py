@@ -1,0 +1,469 @@
+"""`ShardState`: one shard of the parameters as a pure state machine.
+
+No thread, no clock, no socket: messages (and the time, for the log) come in, replies go out, and
+`handle` is the only thing that changes anything. Shells (`transport/`), the simulator and the
+replay all drive this same object.
+
+What a shard holds, and which message may change it:
+
+    part        what it is                                    changed by
+    values      f32[n], replaced, never written in place      an applied push
+    opt_state   the rule's state                              an applied push, set_rule
+    version     number of applied updates                     an applied push
+    members     who has joined; last seq, tickets             Join, Leave, Pull, Push
+    pending     pushes that wait for their turn               Push, Leave, settling
+    waiting     pulls that wait for their turn                Pull, Leave, settling
+
+After every message the shard settles: it applies the pending pushes that may be applied and then
+serves the waiting pulls that may be served, until neither moves. What "may" means is the mode:
+
+    mode                        a push may be applied              a pull may be served
+    async, unbounded            at once                            at once
+    async, bounded by `wait`    when nobody else's pending work    when a ticket is free (see
+                                would become older than τ          `Tickets`)
+    async, bounded by `drop`    at once, or refused if older       at once
+                                than τ
+    sync, quorum Q              when Q pushes of this version      when the replica's own push has
+                                are there: their mean, once        been applied or refused
+
+Sync with Q below the number of replicas is sync with backup replicas (Chen et al. 2016, arXiv
+1604.00981): who comes late for a round is refused and pulls again.
+
+A refused message leaves values, optimiser state and version untouched, always.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from seqtrain.exchange import rules
+from seqtrain.exchange.messages import (
+    Ack,
+    Event,
+    Join,
+    Leave,
+    Message,
+    Params,
+    Pull,
+    Push,
+    Reason,
+    Reject,
+    Reply,
+)
+from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.rules.base import needs_base_params
+from seqtrain.exchange.tickets import Tickets
+from seqtrain.exchange.update import frame_weighted_mean, malformed
+
+
+@dataclasses.dataclass
+class Member:
+    """A replica that has joined: the last seq seen, and the versions it may still push from."""
+
+    seq: int = -1
+    reading: list[int] = dataclasses.field(default_factory=list)
+    present: bool = True
+
+
+class ShardState:
+    """One shard. See the module's table for what changes what.
+
+    Args:
+      values: f32[n], initial values (copied).
+      rule: what an update does, see `rules`.
+      policy: mode and bounds.
+      shard: number of this shard, for the log.
+      device: where the rule runs; None means the first host CPU device.
+      on_event: called with every `Event`.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        rule: optax.GradientTransformation,
+        policy: Policy | None = None,
+        *,
+        shard: int = 0,
+        device: jax.Device | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ):
+        self.policy = policy or Policy()
+        self.shard = shard
+        self.version = 0
+        self.generation = 0
+        self.members: dict[int, Member] = {}
+        self.pending: list[Push] = []
+        self.waiting: list[Pull] = []
+        self.history: dict[int, Any] = {}
+        self.tickets = Tickets(self.policy.max_staleness if self.policy.waits else None)
+        self.max_applied_staleness = 0
+        self._device = device or jax.local_devices(backend='cpu')[0]
+        self._on_event = on_event or (lambda event: None)
+        self._now = 0.0
+        self._replies: list[Reply] = []
+        self.rule: optax.GradientTransformation
+        self.opt_state: Any = None
+        self._step: Callable
+        self._keep_base = False
+        values = np.array(values, np.float32).reshape(-1)
+        self.values = jax.device_put(values, self._device)
+        self.set_rule(rule, log=False)
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def handle(self, message: Message, now: float = 0.0) -> list[Reply]:
+        """Takes one message and returns the replies, possibly to other replicas too.
+
+        Args:
+          message: any of `Join`, `Pull`, `Push`, `Leave`.
+          now: the shell's time in seconds, for the event log only.
+        """
+        self._now = now
+        self._replies = []
+        if isinstance(message, Join):
+            self._join(message)
+        elif isinstance(message, Pull):
+            self._pull(message)
+        elif isinstance(message, Push):
+            self._push(message)
+        elif isinstance(message, Leave):
+            self._leave(message)
+        else:
+            raise TypeError(f'{type(message).__name__} is no message of the exchange.')
+        self._settle()
+        return self._replies
+
+    def _join(self, message: Join) -> None:
+        worker = message.worker
+        if not 0 <= worker < self.policy.num_workers:
+            self._refuse_other(
+                worker,
+                Reason.UNKNOWN_WORKER,
+                f'Replica {worker} is not one of the {self.policy.num_workers} that this run '
+                'was made for; raise num_workers.',
+            )
+            return
+        self._forget(worker)
+        member = self.members.setdefault(worker, Member())
+        member.present = True
+        self._log('joined', worker)
+        self.waiting.append(Pull(worker))
+
+    def _pull(self, message: Pull) -> None:
+        member = self.members.get(message.worker)
+        if member is None or not member.present:
+            self._refuse_other(
+                message.worker,
+                Reason.NOT_JOINED,
+                f'Replica {message.worker} has not joined shard {self.shard}, or its lease ran '
+                'out; send Join first.',
+            )
+            return
+        self.waiting = [pull for pull in self.waiting if pull.worker != message.worker]
+        self.waiting.append(message)
+        self.tickets.drop(message.worker)  # who pulls again gives back what it did not use
+
+    def _push(self, push: Push) -> None:
+        if any((p.worker, p.seq) == (push.worker, push.seq) for p in self.pending):
+            return  # a retry of a push that waits; its Ack will come
+        refusal = self._refusal(push)
+        if refusal is not None:
+            self._refuse(push, *refusal)
+            return
+        self.members[push.worker].seq = push.seq
+        self.pending.append(push)
+
+    def _leave(self, message: Leave) -> None:
+        member = self.members.get(message.worker)
+        if member is None or not member.present:
+            return
+        self._turn_away(Reason.NOT_JOINED, message.worker)
+        self._forget(message.worker)
+        member.present = False
+        self._log('left', message.worker)
+
+    def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
+        """Answers what still waits, of one replica or of all, so that nobody waits for ever."""
+        text = f'Shard {self.shard} dropped what waited ({reason.value}); join and pull again.'
+        for push in self.pending:
+            if worker in (None, push.worker):
+                self._refuse(push, reason, text)
+        for pull in self.waiting:
+            if worker in (None, pull.worker):
+                self._refuse_other(pull.worker, reason, text)
+
+    def _forget(self, worker: int) -> None:
+        """Drops what a replica had pending; its seq stays, so that nothing applies twice."""
+        self.pending = [push for push in self.pending if push.worker != worker]
+        self.waiting = [pull for pull in self.waiting if pull.worker != worker]
+        if worker in self.members:
+            self.members[worker].reading = []
+        self.tickets.drop(worker)
+        self._prune()
+
+    # -- refusals ---------------------------------------------------------------------------
+
+    def _refusal(self, push: Push) -> tuple[Reason, str] | None:
+        """Why a push cannot be taken, or None. Never changes anything."""
+        who = f'Push {push.seq} of replica {push.worker} to shard {self.shard}'
+        member = self.members.get(push.worker)
+        if member is None or not member.present:
+            return Reason.NOT_JOINED, f'{who}: the replica has not joined, or its lease ran out.'
+        if push.generation != self.generation:
+            return Reason.GENERATION, (
+                f'{who} belongs to generation {push.generation}, the shard restarted and is in '
+                f'generation {self.generation}; join and pull again.'
+            )
+        if push.seq <= member.seq:
+            return Reason.DUPLICATE, f'{who}: seq {member.seq} was already taken.'
+        if not 0 <= push.base_version <= self.version:
+            return Reason.FUTURE, (
+                f'{who} is based on version {push.base_version}, the shard is at {self.version}.'
+            )
+        return malformed(push, self.values.shape, who) or self._untimely(push, who)
+
+    def _untimely(self, push: Push, who: str) -> tuple[Reason, str] | None:
+        age, policy = self.version - push.base_version, self.policy
+        if policy.sync and age:
+            return Reason.LATE, f'{who} comes {age} rounds late; pull and go on from there.'
+        if policy.sync and any(p.worker == push.worker for p in self.pending):
+            return Reason.LATE, f'{who}: the replica has already pushed in this round; pull first.'
+        if policy.max_staleness is not None and age > policy.max_staleness:
+            return Reason.STALE, (
+                f'{who} is {age} versions old, the bound is {policy.max_staleness}.'
+            )
+        return None
+
+    def _refuse(self, push: Push, reason: Reason, text: str) -> None:
+        self._replies.append(Reject(push.worker, reason, text, push.seq))
+        self._log_push('rejected', push, self.version - push.base_version, reason.value)
+
+    def _refuse_other(self, worker: int, reason: Reason, text: str) -> None:
+        self._replies.append(Reject(worker, reason, text))
+        self._log('rejected', worker, note=reason.value)
+
+    # -- settling ---------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Applies and serves until nothing moves. Ends: every turn empties a list a little."""
+        while self._settle_push() or self._settle_pull():
+            pass
+
+    def _settle_push(self) -> bool:
+        if self.policy.sync:
+            return self._settle_round()
+        for i, push in enumerate(self.pending):
+            refusal = self._untimely(push, f'Push {push.seq} of replica {push.worker}')
+            if refusal is None and not self.tickets.may_apply(push, self.version):
+                continue
+            del self.pending[i]
+            if refusal is not None:
+                self._refuse(push, *refusal)
+            else:
+                self._apply([push])
+            return True
+        return False
+
+    def _settle_round(self) -> bool:
+        if not self.pending or len(self.pending) < self.round_size():
+            return False
+        collected, self.pending = sorted(self.pending, key=lambda push: push.worker), []
+        self._apply(collected)
+        return True
+
+    def round_size(self) -> int:
+        """Pushes that make a round: the quorum, or fewer where replicas have left."""
+        left = sum(not member.present for member in self.members.values())
+        quorum = self.policy.quorum or self.policy.num_workers
+        return max(1, min(quorum, self.policy.num_workers - left))
+
+    def _settle_pull(self) -> bool:
+        for i, pull in enumerate(self.waiting):
+            if not self._may_serve(pull):
+                continue
+            del self.waiting[i]
+            self._serve(pull.worker)
+            return True
+        return False
+
+    def _may_serve(self, pull: Pull) -> bool:
+        if pull.min_version > self.version:
+            return False
+        if self.policy.sync:
+            return all(push.worker != pull.worker for push in self.pending)
+        return self.tickets.may_issue(self.version)
+
+    def _serve(self, worker: int) -> None:
+        reading = self.members[worker].reading
+        if self.version not in reading:
+            reading.append(self.version)
+        self.tickets.issue(worker, self.version)
+        if self._keep_base:
+            self.history[self.version] = self.values
+        values = np.asarray(self.values)
+        self._replies.append(
+            Params(worker, self.version, values, self.generation, self.members[worker].seq)
+        )
+
+    def _apply(self, pushes: list[Push]) -> None:
+        """One update from one push, or from the frame-weighted mean of a round."""
+        frames = np.float32(sum(push.frames for push in pushes) / len(pushes))
+        base = self.history.get(pushes[0].base_version, self.values) if self._keep_base else None
+        self.values, self.opt_state = self._step(
+            self.values,
+            self.opt_state,
+            frame_weighted_mean(pushes),
+            np.int32(self.version - pushes[0].base_version),
+            np.int32(pushes[0].worker),
+            frames,
+            base,
+        )
+        self.version += 1
+        for push in pushes:
+            age = self.version - 1 - push.base_version
+            self.max_applied_staleness = max(self.max_applied_staleness, age)
+            self._replies.append(Ack(push.worker, push.seq, self.version, age))
+            self._log_push('applied', push, age)
+            self._read_up_to(push)
+        self._prune()
+
+    def _read_up_to(self, push: Push) -> None:
+        """A replica that pushed from a version will not push from an older one again."""
+        member = self.members[push.worker]
+        member.reading = [v for v in member.reading if v >= push.base_version]
+        self.tickets.use(push)
+
+    def _prune(self) -> None:
+        if self.history:
+            used = {v for member in self.members.values() for v in member.reading}
+            used |= {push.base_version for push in self.pending}
+            self.history = {v: values for v, values in self.history.items() if v in used}
+
+    # -- log --------------------------------------------------------------------------------
+
+    def _log(self, kind: str, worker: int = -1, note: str = '') -> None:
+        self._on_event(
+            Event(kind, self.shard, worker, version=self.version, time_s=self._now, note=note)
+        )
+
+    def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
+        self._on_event(
+            Event(
+                kind,
+                self.shard,
+                push.worker,
+                push.seq,
+                push.base_version,
+                self.version,
+                age,
+                push.s2,
+                push.frames,
+                self._now,
+                note,
+            )
+        )
+
+    # -- rule, checkpoint, invariants -------------------------------------------------------
+
+    def set_rule(
+        self,
+        rule: optax.GradientTransformation,
+        *,
+        keep_state: bool = False,
+        note: str = '',
+        log: bool = True,
+    ) -> None:
+        """Changes the rule, between stages; the optimiser state starts anew unless kept.
+
+        Args:
+          rule: the new rule.
+          keep_state: keep the optimiser state; its structure must be the new rule's.
+          note: goes into the event log.
+        """
+        rule = optax.with_extra_args_support(rule)
+        fresh = jax.device_put(rule.init(self.values), self._device)
+        if keep_state:
+            if str(jax.tree.structure(fresh)) != str(jax.tree.structure(self.opt_state)):
+                raise ValueError('The new rule has another state; use keep_state=False.')
+            fresh = self.opt_state
+        self.rule, self.opt_state = rule, fresh
+        self._step = rules.step(rule)
+        self._keep_base = needs_base_params(rule, self.values.size)
+        if log:
+            self._log('rule', note=note)
+
+    def snapshot(self) -> dict[str, Any]:
+        """{'arrays': pytree of owned arrays, 'meta': JSON-able}; pending messages are not in it."""
+        return {
+            'arrays': {
+                'values': np.array(self.values),
+                'opt_state': [np.array(leaf) for leaf in jax.tree.leaves(self.opt_state)],
+            },
+            'meta': {
+                'version': self.version,
+                'generation': self.generation,
+                'seqs': {str(worker): m.seq for worker, m in self.members.items()},
+            },
+        }
+
+    def restore(self, snapshot: dict[str, Any], now: float = 0.0) -> list[Reply]:
+        """Goes back to a snapshot and starts a new generation: everyone must join again.
+
+        Returns:
+          Refusals for whoever was waiting.
+
+        Raises:
+          ValueError: the snapshot is of another size or of another rule.
+        """
+        arrays, meta = snapshot['arrays'], snapshot['meta']
+        leaves, treedef = jax.tree.flatten(self.opt_state)
+        shapes = [np.shape(leaf) for leaf in arrays['opt_state']]
+        if np.shape(arrays['values']) != self.values.shape:
+            raise ValueError(
+                f'The snapshot holds {np.shape(arrays["values"])} values, shard {self.shard} has '
+                f'{self.values.shape}: another model or another number of shards.'
+            )
+        if shapes != [leaf.shape for leaf in leaves]:
+            raise ValueError('The snapshot holds the optimiser state of another rule.')
+        self._now, self._replies = now, []
+        self._turn_away(Reason.GENERATION)
+        self.values = jax.device_put(np.array(arrays['values'], np.float32), self._device)
+        restored = [np.array(a, b.dtype) for a, b in zip(arrays['opt_state'], leaves, strict=True)]
+        self.opt_state = jax.device_put(jax.tree.unflatten(treedef, restored), self._device)
+        self.version = int(meta['version'])
+        self.generation = max(self.generation, int(meta['generation'])) + 1
+        self.pending, self.waiting, self.history = [], [], {}
+        self.members = {int(w): Member(int(s), present=False) for w, s in meta['seqs'].items()}
+        self.tickets = Tickets(self.tickets.bound)
+        self._log('restored')
+        return self._replies
+
+    def check(self) -> None:
+        """Asserts the invariants; cheap enough to call after every message in tests."""
+        assert self.version >= 0
+        assert self.values.dtype == np.float32
+        for worker, member in self.members.items():
+            assert 0 <= worker < self.policy.num_workers
+            assert all(v <= self.version for v in member.reading)
+            assert member.present or not member.reading
+        for push in self.pending:
+            assert self.members[push.worker].present
+            assert push.seq <= self.members[push.worker].seq
+            assert push.base_version <= self.version
+        assert len({pull.worker for pull in self.waiting}) == len(self.waiting)
+        assert not any(self._may_serve(pull) for pull in self.waiting), 'a pull was forgotten'
+        if self.policy.sync:
+            assert all(push.base_version == self.version for push in self.pending)
+            assert len({push.worker for push in self.pending}) == len(self.pending)
+            assert len(self.pending) < self.round_size() or not self.pending
+        elif not self.policy.waits:
+            assert not self.pending
+        if self.policy.max_staleness is not None and not self.policy.sync:
+            assert self.max_applied_staleness <= self.policy.max_staleness
+        self.tickets.check(self.version)

@@ -1,0 +1,235 @@
+"""The `local` transport: shards and replicas in one process, one lock per shard, no server thread.
+
+A message is handled in the sender's exchange thread, under the shard's lock; the replies go to the
+mailboxes of whoever they are for. The rule runs asynchronously on the host's CPU device, so the
+lock is held for the dispatch only.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from seqtrain.exchange.client import Client, ExchangeError, Pulled, Versions
+from seqtrain.exchange.messages import Event, Leave, Message, Reply
+from seqtrain.exchange.partition import Partition
+from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.state import ShardState
+
+
+class LocalServer:
+    """The parameters, cut into shards, and the replicas' mailboxes.
+
+    Args:
+      params: tree of floating point arrays.
+      num_shards: how many shards to cut it into.
+      rule: what an update does (any Optax transformation, see `rules`).
+      policy: mode, number of replicas, staleness bound.
+      device: where the rule runs; None means the first host CPU device.
+      lease_s: a replica not heard of for so long is taken to have left; None means never.
+      clock: seconds, for the event log and the leases.
+      on_event: called with every `Event`, under the shard's lock: keep it short.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        num_shards: int = 1,
+        rule: optax.GradientTransformation | None = None,
+        policy: Policy | None = None,
+        *,
+        device: jax.Device | None = None,
+        lease_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_event: Callable[[Event], None] | None = None,
+    ):
+        self.policy = policy or Policy()
+        self.partition = Partition.make(params, num_shards)
+        self._clock, self._start = clock, clock()
+        self._lease_s = lease_s
+        self._events: list[Event] = []
+        self._extra_on_event = on_event
+        self._locks = [threading.Lock() for _ in range(num_shards)]
+        rule = rule if rule is not None else optax.sgd(1.0)
+        self._shards = [
+            ShardState(values, rule, self.policy, shard=s, device=device, on_event=self._on_event)
+            for s, values in enumerate(self.partition.split(params))
+        ]
+        self._channels: dict[int, LocalChannel] = {}
+        self._heard_s: dict[int, float] = {}
+        self._closed = False
+
+    # -- for replicas -----------------------------------------------------------------------
+
+    def connect(self, worker: int, **options: Any) -> Client:
+        """A client for one replica; a second one for the same number replaces the first.
+
+        Args:
+          worker: 0 … policy.num_workers − 1.
+          **options: `queue_size`, `device` and `retry_s` of `Client`.
+        """
+        self._raise_if_closed()
+        channel = LocalChannel(self, worker)
+        self._channels[worker] = channel
+        fresh = self.policy.sync or self.policy.waits
+        return Client(channel, self.partition, worker, wait_for_fresh=fresh, **options)
+
+    def expire(self, worker: int) -> None:
+        """Takes a replica to have left: nobody waits for it any more; it may join again."""
+        for shard in range(self.partition.num_shards):
+            self.deliver(shard, Leave(worker))
+
+    def deliver(self, shard: int, message: Message) -> None:
+        """Handles one message and mails the replies. Called in the sender's thread."""
+        self._raise_if_closed()
+        now = self._clock() - self._start
+        with self._locks[shard]:
+            for reply in self._shards[shard].handle(message, now):
+                self._mail(shard, reply)
+
+    def heard(self, worker: int) -> None:
+        """Renews a replica's lease."""
+        self._heard_s[worker] = self._clock()
+
+    def expire_silent(self) -> None:
+        """Expires every replica whose lease ran out; called by those who wait."""
+        if self._lease_s is None:
+            return
+        for worker, heard in list(self._heard_s.items()):
+            if self._clock() - heard > self._lease_s:
+                self._heard_s.pop(worker, None)
+                self.expire(worker)
+
+    @property
+    def lease_s(self) -> float | None:
+        return self._lease_s
+
+    def _mail(self, shard: int, reply: Reply) -> None:
+        channel = self._channels.get(reply.worker)
+        if channel is not None:
+            channel.inbox.put((shard, reply))
+
+    # -- for the one who runs the server ----------------------------------------------------
+
+    def params(self) -> Pulled:
+        """The current parameters and versions, as owned NumPy arrays."""
+        with _all(self._locks):
+            values = [shard.values for shard in self._shards]
+            versions = Versions(
+                tuple(shard.version for shard in self._shards),
+                tuple(shard.generation for shard in self._shards),
+            )
+        return Pulled(self.partition.join(values), versions)
+
+    def events(self) -> list[Event]:
+        """The event log so far; per shard in the order of application."""
+        return list(self._events)
+
+    def set_rule(
+        self, rule: optax.GradientTransformation, *, keep_state: bool = False, note: str = ''
+    ) -> None:
+        """Changes the rule on all shards, between stages (see `ShardState.set_rule`)."""
+        with _all(self._locks):
+            for shard in self._shards:
+                shard.set_rule(rule, keep_state=keep_state, note=note)
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """One snapshot per shard, all at one instant: {'arrays': …, 'meta': …}."""
+        with _all(self._locks):
+            return [shard.snapshot() for shard in self._shards]
+
+    def restore(self, snapshots: list[dict[str, Any]]) -> None:
+        """Goes back to snapshots; connected replicas join again by themselves."""
+        if len(snapshots) != len(self._shards):
+            raise ValueError(
+                f'{len(snapshots)} snapshots for {len(self._shards)} shards; '
+                'use the number of shards that the checkpoint was written with.'
+            )
+        for s, snapshot in enumerate(snapshots):
+            self.restore_shard(s, snapshot)
+
+    def restore_shard(self, shard: int, snapshot: dict[str, Any]) -> None:
+        """Restarts one shard from its checkpoint; the others go on."""
+        with self._locks[shard]:
+            for reply in self._shards[shard].restore(snapshot, self._clock() - self._start):
+                self._mail(shard, reply)
+
+    def check(self) -> None:
+        """Asserts every shard's invariants."""
+        with _all(self._locks):
+            for shard in self._shards:
+                shard.check()
+
+    def close(self) -> None:
+        """Refuses further messages; clients that still wait get an error. Idempotent."""
+        self._closed = True
+        for channel in list(self._channels.values()):
+            channel.wake()
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise ExchangeError('the server is closed; close the clients before the server.')
+
+    def _on_event(self, event: Event) -> None:
+        self._events.append(event)
+        if self._extra_on_event is not None:
+            self._extra_on_event(event)
+
+
+class LocalChannel:
+    """One replica's mailbox."""
+
+    def __init__(self, server: LocalServer, worker: int):
+        self._server, self._worker = server, worker
+        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+
+    def send(self, shard: int, message: Message) -> None:
+        self._server.heard(self._worker)
+        self._server.deliver(shard, message)
+
+    def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
+        lease_s = self._server.lease_s
+        while True:
+            self._server.heard(self._worker)  # who waits is alive
+            self._server._raise_if_closed()
+            patience = [t for t in (timeout_s, lease_s and lease_s / 2) if t is not None]
+            try:
+                return self.inbox.get(timeout=min(patience) if patience else None)
+            except queue.Empty:
+                self._server.expire_silent()
+                if timeout_s is not None and (lease_s is None or timeout_s <= lease_s / 2):
+                    return None
+
+    def wake(self) -> None:
+        self.inbox.put(None)
+
+    def close(self) -> None:
+        if self._server._channels.get(self._worker) is self:
+            del self._server._channels[self._worker]
+
+
+class _all:
+    """Holds several locks at once, taken in order."""
+
+    def __init__(self, locks: list[threading.Lock]):
+        self._locks = locks
+
+    def __enter__(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+
+    def __exit__(self, *exc_info) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
