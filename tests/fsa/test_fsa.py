@@ -1,0 +1,42 @@
+"""What `Fsa.validate` refuses."""
+
+import numpy as np
+import pytest
+
+from seqtrain.fsa import Fsa, FsaError
+
+GOOD = {
+    'src': [0],
+    'dst': [1],
+    'pdf': [0],
+    'weight': [0.0],
+    'initial': [0.0, -np.inf],
+    'final': [-np.inf, 0.0],
+}
+
+
+def test_a_good_one_passes_and_holds_its_types():
+    fsa = Fsa(**GOOD).validate()
+    assert fsa.src.dtype == fsa.pdf.dtype == np.int32
+    assert fsa.weight.dtype == fsa.initial.dtype == np.float32
+    assert (fsa.num_states, fsa.num_arcs, fsa.num_pdfs) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'src': [0, 0]}, 'one entry per arc'),
+        ({'final': [0.0]}, 'one entry per state'),
+        ({'src': [2]}, 'Arc 0: src=2 is not a state'),
+        ({'dst': [-1]}, 'Arc 0: dst=-1'),
+        ({'pdf': [-1]}, 'epsilon'),
+        ({'weight': [np.nan]}, r'weight\[0\] is nan'),
+        ({'final': [np.inf, 0.0]}, r'final\[0\] is inf'),
+        ({'initial': [-np.inf, -np.inf]}, 'No initial state'),
+        ({'final': [-np.inf, -np.inf]}, 'No final state'),
+        ({'initial': [], 'final': []}, 'no states'),
+    ],
+)
+def test_what_is_refused(change, message):
+    with pytest.raises(FsaError, match=message):
+        Fsa(**{**GOOD, **change}).validate()
