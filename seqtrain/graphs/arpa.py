@@ -46,7 +46,7 @@ def write(model: NGramLm, path: str | os.PathLike) -> None:
             # A context that is no n-gram of its own gets what backing off gives it.
             logprob = model.logprobs.get(ngram, model.logprob(ngram[:-1], ngram[-1]))
             fields = [_to_log10(logprob), ' '.join(ngram)]
-            if ngram in needed:
+            if ngram in needed and n < model.order:
                 fields.append(_to_log10(model.backoffs.get(ngram, 0.0)))
             parts.append('\t'.join(fields) + '\n')
     parts.append('\n\\end\\\n')

@@ -1,0 +1,108 @@
+"""Lexicon files, OOV reports, transcripts as acceptors, sampling for the phone LM."""
+
+import pytest
+from path_enumeration import enumerate_paths
+
+from seqtrain.graphs import Lexicon, LexiconError, OovError, training_phones, transcript
+
+
+@pytest.fixture
+def lexicon():
+    # Ids: SIL 0, a 1, b 2. `x` and `y` share a pronunciation; `x` has two.
+    return Lexicon.from_dict({'x': ['a', 'a b'], 'y': 'a', 'z': [['b']]})
+
+
+def sequences(fsa, longest=8):
+    return {labels for n in range(longest + 1) for labels in enumerate_paths(fsa, n)}
+
+
+def test_read(tmp_path):
+    path = tmp_path / 'lexicon.txt'
+    path.write_text('YES K EH N\n\nNO L OW\nYES K EH\nNO L OW\n')
+    lexicon = Lexicon.read(path)
+    assert lexicon.phones == ('SIL', 'EH', 'K', 'L', 'N', 'OW')
+    assert lexicon.words == ('NO', 'YES')
+    assert lexicon.pronunciations['NO'] == (('L', 'OW'),)
+    assert lexicon.variants('YES') == ((2, 1, 4), (2, 1))
+
+
+def test_reading_the_real_ones(data_dir):
+    for name, phones in [('yesno', 6), ('fsdd_unseen', 20), ('speechocean', 40)]:
+        lexicon = Lexicon.read(data_dir / name / 'lexicon.txt')
+        assert len(lexicon.phones) == phones
+        lines = (data_dir / name / 'train' / 'text').read_text().splitlines()
+        lexicon.check(word for line in lines for word in line.split()[1:])
+
+
+@pytest.mark.parametrize(
+    ('text', 'phones', 'message'),
+    [
+        ('YES Y\nNO\n', None, r"lexicon\.txt:2: word 'NO' has no phones"),
+        ('YES Y\nNO N Q\n', ('SIL', 'N', 'Y'), r'lexicon\.txt:2: unknown phone\(s\) Q'),
+        ('\n', None, r'lexicon\.txt: no entries'),
+        ('YES Y\n', ('Y', 'SIL'), 'begin with the silence phone'),
+    ],
+)
+def test_bad_files_name_the_line(tmp_path, text, phones, message):
+    path = tmp_path / 'lexicon.txt'
+    path.write_text(text)
+    with pytest.raises(LexiconError, match=message):
+        Lexicon.read(path, phones=phones)
+
+
+def test_from_dict_refuses_empty_pronunciations():
+    with pytest.raises(LexiconError, match="'x' has an empty"):
+        Lexicon.from_dict({'x': ''})
+    with pytest.raises(LexiconError, match='no words'):
+        Lexicon.from_dict({})
+
+
+def test_all_oov_words_are_listed(lexicon):
+    with pytest.raises(OovError, match=r'2 word\(s\).*q r') as caught:
+        transcript('x r q r', lexicon)
+    assert caught.value.words == ('q', 'r')
+    with pytest.raises(ValueError, match='empty'):
+        transcript('  ', lexicon)
+
+
+def test_transcript_without_silence(lexicon):
+    assert sequences(transcript('x z', lexicon, optional_silence=False)) == {(1, 2), (1, 2, 2)}
+
+
+def test_silence_is_optional_once_at_every_boundary(lexicon):
+    found = sequences(transcript('y z', lexicon))
+    expected = {
+        tuple(p for p in (*before, 1, *between, 2, *after))
+        for before in ((), (0,))
+        for between in ((), (0,))
+        for after in ((), (0,))
+    }
+    assert found == expected
+
+
+def test_every_phone_sequence_is_counted_once():
+    # `x y` is "a b" either as a + b or as ab + (nothing ...): here a·b and ab·b overlap in "a b b".
+    lexicon = Lexicon.from_dict({'x': ['a', 'a b'], 'y': ['b', 'b b']})
+    fsa = transcript('x y', lexicon, optional_silence=False)
+    paths = {labels: w for n in range(6) for labels, w in enumerate_paths(fsa, n).items()}
+    assert paths == {(1, 2): [0.0], (1, 2, 2): [0.0], (1, 2, 2, 2): [0.0]}
+
+
+def test_training_phones_draw_possible_sequences(lexicon):
+    texts = ['x y', 'z', 'x y']
+    drawn = training_phones(texts, lexicon, samples=20, seed=3)
+    assert len(drawn) == 60
+    possible = sequences(transcript('x y', lexicon))
+    assert set(drawn[:20]) <= possible
+    assert len(set(drawn[:20])) > 5  # pronunciations and silences do vary
+    assert drawn[:20] != drawn[40:]  # a transcript's second utterance has its own draw
+    assert drawn == training_phones(texts, lexicon, samples=20, seed=3)
+    moved = training_phones(texts[1:] + texts[:1], lexicon, samples=20, seed=3)
+    assert sorted(moved) == sorted(drawn)  # the order of transcripts does not matter
+
+
+def test_silence_probability_is_kept(lexicon):
+    never = training_phones(['x y z'] * 5, lexicon, silence_probability=0.0)
+    always = training_phones(['x y z'] * 5, lexicon, silence_probability=1.0)
+    assert not any(0 in phones for phones in never)
+    assert all(phones.count(0) == 4 for phones in always)
