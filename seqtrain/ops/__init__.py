@@ -1,0 +1,17 @@
+"""The numeric core: sums and maxima over the paths of a graph. One contract, several backends."""
+
+from seqtrain.ops.forward_backward import BACKENDS, log_partition, occupancies
+from seqtrain.ops.graph import NEVER, Graph, min_frames, pack, pack_batch
+from seqtrain.ops.viterbi import viterbi
+
+__all__ = [
+    'BACKENDS',
+    'NEVER',
+    'Graph',
+    'log_partition',
+    'min_frames',
+    'occupancies',
+    'pack',
+    'pack_batch',
+    'viterbi',
+]

@@ -1,0 +1,54 @@
+"""Criteria and penalties that look at one frame at a time. All are to be minimised."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.losses.validity import frame_mask
+from seqtrain.types import Lengths, PerUtterance, Scores
+
+
+def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtterance:
+    """−Σ_t log softmax(logits)[t, label_t], or −Σ_t Σ_p target[t, p] log softmax(logits)[t, p].
+
+    With numerator occupancies as soft labels and a second output layer as logits this is chain
+    training's `xent_regularize` branch; added to a sequence criterion on the same outputs it is
+    F-smoothing (Su et al. 2013).
+
+    Args:
+      logits: f32[B, T, P].
+      labels: i32[B, T] (hard; −1 leaves a frame out) or f32[B, T, P] (soft; rows of zeros leave
+        a frame out; no gradient flows into them).
+      lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
+
+    Returns:
+      f32[B], summed over frames (nats). A label ≥ P gives NaN for that utterance.
+    """
+    mask = frame_mask(logits, lengths)
+    if labels.ndim == 2:
+        mask = mask & (labels >= 0)
+    log_probs = jax.nn.log_softmax(jnp.where(mask[:, :, None], logits, 0.0), axis=-1)
+    if labels.ndim == 3:
+        targets = jax.lax.stop_gradient(jnp.where(mask[:, :, None], labels, 0.0))
+        # A target of 0 on an impossible pdf costs nothing: 0 · −inf is 0 here.
+        return -jnp.where(targets != 0, targets * log_probs, 0.0).sum((1, 2))
+    hard = jnp.where(mask, labels, 0)[:, :, None]
+    chosen = jnp.take_along_axis(log_probs, hard, axis=-1, mode='fill', fill_value=jnp.nan)
+    return -jnp.where(mask, chosen[:, :, 0], 0.0).sum(1)
+
+
+def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
+    """½ Σ_t Σ_p logits², summed over valid frames -> f32[B] (Kaldi's chain l2-regularize)."""
+    kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
+    return 0.5 * jnp.square(kept).sum((1, 2))
+
+
+def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUtterance:
+    """½ Σ_t Σ_p max(|logits| − limit, 0)² over valid frames -> f32[B].
+
+    Kaldi's out-of-range-regularize (chain-training.h): keeps outputs where exp() is harmless.
+    Kaldi looks at a random half of the frames and doubles the penalty; this looks at all.
+    """
+    kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
+    return 0.5 * jnp.square(jnp.maximum(jnp.abs(kept) - limit, 0.0)).sum((1, 2))

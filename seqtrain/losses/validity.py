@@ -1,0 +1,89 @@
+"""Which utterances a criterion can use, and why not. No criteria here."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.ops import NEVER, Graph
+from seqtrain.types import Lengths, PerUtterance, Scores, Valid
+
+
+class Reason(enum.IntEnum):
+    """Why an utterance contributes nothing."""
+
+    OK = 0
+    TOO_SHORT = 1
+    """Fewer frames than the shortest path of its graph; `short_by` says how many are missing."""
+    NO_PATH = 2
+    """No path through a graph with that many frames, or all of them have probability 0."""
+    NON_FINITE = 3
+    """NaN or +inf in a valid frame, or a graph that names a pdf the network does not have."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a sequence criterion gives for every utterance; a pytree.
+
+    Attributes:
+      value: f32[B], the criterion, to be maximised; 0 where invalid.
+      valid: bool[B]; an invalid utterance has value 0 and gradient 0.
+      reason: i32[B], a `Reason`.
+      short_by: i32[B], missing frames where the reason is TOO_SHORT, else 0.
+      numerator: f32[B], log-partition of the numerator as it came (−inf, NaN included).
+      denominator: f32[B], log-partition of the denominator as it came.
+    """
+
+    value: PerUtterance
+    valid: Valid
+    reason: jax.Array
+    short_by: jax.Array
+    numerator: PerUtterance
+    denominator: PerUtterance
+
+
+def outcome(
+    value: PerUtterance,
+    numerator: PerUtterance,
+    denominator: PerUtterance,
+    lengths: Lengths,
+    graphs: tuple[Graph, ...],
+) -> Outcome:
+    """Judges every utterance by its two log-partitions and the graphs they came from.
+
+    Args:
+      value: f32[B], the criterion before masking.
+      numerator, denominator: f32[B], log-partitions (the same array twice if there is one).
+      lengths: i32[B].
+      graphs: all graphs whose shortest path must fit.
+
+    Returns:
+      An `Outcome`, with value and gradient masked.
+    """
+    shortest = jnp.zeros_like(lengths)
+    for graph in graphs:
+        shortest = jnp.maximum(shortest, graph.min_frames)
+    short_by = jnp.where(shortest < NEVER, jnp.maximum(shortest - lengths, 0), 0)
+    both = numerator + denominator
+    reason = jnp.where(jnp.isfinite(both), Reason.OK, Reason.NO_PATH)
+    reason = jnp.where(short_by > 0, Reason.TOO_SHORT, reason)
+    broken = jnp.isnan(numerator) | jnp.isnan(denominator) | (both == jnp.inf)
+    reason = jnp.where(broken, Reason.NON_FINITE, reason).astype(jnp.int32)
+    valid = reason == Reason.OK
+    return Outcome(
+        value=jnp.where(valid, value, 0.0),
+        valid=valid,
+        reason=reason,
+        short_by=jnp.where(reason == Reason.TOO_SHORT, short_by, 0),
+        numerator=numerator,
+        denominator=denominator,
+    )
+
+
+def frame_mask(scores: Scores, lengths: Lengths):
+    """bool[B, T], True in valid frames."""
+    return jnp.arange(scores.shape[1]) < lengths[:, None]

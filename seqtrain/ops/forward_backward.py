@@ -1,0 +1,161 @@
+"""The contract of the numeric core: sums over all paths of a graph, differentiable in the scores.
+
+Backends are chosen here; what they compute is in `scaled.py`, `log_domain.py` and `cpu/`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.ops import layout, log_domain, scaled
+from seqtrain.ops.graph import Graph
+from seqtrain.types import Lengths, PerUtterance, Scores
+
+BACKENDS = ('auto', 'xla')
+
+
+def log_partition(
+    scores: Scores,
+    lengths: Lengths,
+    graph: Graph,
+    *,
+    leaky: float = 0.0,
+    backend: str = 'auto',
+) -> PerUtterance:
+    """log Σ_paths exp(Σ_t scores[b, t, pdf_t] + arc weights + initial + final).
+
+    The gradient with respect to the scores is the occupancy γ[b, t, p] (Rabiner 1989; each row of
+    a valid frame sums to 1). Lengths and graph have no gradient. Value and occupancies come from
+    one forward-backward pass in scaled probabilities; an utterance for which single precision may
+    have lost a path that matters is redone in the log domain.
+
+    Args:
+      scores: f32[B, T, P], natural-log scores, unnormalised or not; −inf forbids a pdf.
+      lengths: i32[B], valid frames, at most T; later frames are never read.
+      graph: from `pack` (shared) or `pack_batch` (one per utterance).
+      leaky: coefficient of Kaldi's leaky HMM (Povey et al. 2016; chain-denominator.h): before
+        every frame and after the last one, α(i) += leaky · initial(i) · Σ_j α(j). 0 is exact.
+      backend: 'auto', or one of the names in `BACKENDS`.
+
+    Returns:
+      f32[B]. −inf where no path has that many frames, NaN where a valid frame holds NaN or +inf
+      or the graph names a pdf outside P; the gradient of such an utterance is zero, and the rest
+      of the batch is untouched. Length 0: the weight of starting and ending at once.
+
+    Raises:
+      ValueError: shapes that do not fit, a negative leaky, an unknown backend.
+    """
+    _check(scores, lengths, graph, leaky, backend)
+    return _log_partition(scores, lengths, graph, float(leaky), backend)
+
+
+def occupancies(
+    scores: Scores,
+    lengths: Lengths,
+    graph: Graph,
+    *,
+    leaky: float = 0.0,
+    backend: str = 'auto',
+) -> tuple[PerUtterance, Scores]:
+    """`log_partition` together with its gradient, from one forward-backward pass.
+
+    Args:
+      scores, lengths, graph, leaky, backend: as in `log_partition`.
+
+    Returns:
+      log_z f32[B] and gamma f32[B, T, P]: the posterior probability of pdf p in frame t, zero in
+      padding and for infeasible utterances. Not differentiable: differentiating raises.
+
+    Raises:
+      ValueError: as in `log_partition`.
+    """
+    _check(scores, lengths, graph, leaky, backend)
+    return _occupancies(scores, lengths, graph, float(leaky), backend)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _log_partition(scores, lengths, graph, leaky, backend):
+    return _occupancies(scores, lengths, graph, leaky, backend)[0]
+
+
+def _log_partition_fwd(scores, lengths, graph, leaky, backend):
+    return _occupancies(scores, lengths, graph, leaky, backend)
+
+
+def _log_partition_bwd(leaky, backend, gamma, cotangent):
+    # Infeasible utterances have gamma 0; 0 · inf must stay 0.
+    safe = jnp.where(jnp.isfinite(cotangent), cotangent, 0.0)
+    return gamma * safe[:, None, None], None, None
+
+
+_log_partition.defvjp(_log_partition_fwd, _log_partition_bwd)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def _occupancies(scores, lengths, graph, leaky, backend):
+    return _run(scores, lengths, graph, leaky, backend)
+
+
+@_occupancies.defjvp
+def _occupancies_jvp(lengths, graph, leaky, backend, primals, tangents):
+    raise NotImplementedError(
+        'Occupancies are not differentiable (nor is log_partition twice). For sMBR-like criteria '
+        'use ops.expected_accuracy; otherwise wrap the scores in jax.lax.stop_gradient.'
+    )
+
+
+@partial(jax.jit, static_argnames=('leaky', 'backend'))
+def _run(scores, lengths, graph: Graph, leaky: float, backend: str):
+    return _xla(scores, lengths, graph, leaky)
+
+
+def _xla(scores, lengths, graph: Graph, leaky: float):
+    valid = jnp.arange(scores.shape[1]) < lengths[:, None]
+    clean, broken = _clean(scores, valid)
+    # Shorter than the shortest path: known to be infeasible, not worth a redo.
+    hopeless = (lengths < graph.min_frames) & ~(leaky > 0)
+    lengths = jnp.where(broken | hopeless, 0, lengths)
+    log_z, gamma, trusted = scaled.forward_backward(clean, lengths, graph, leaky)
+    redo = ~trusted & ~broken & ~hopeless
+
+    def again(log_z, gamma):
+        some = jnp.where(redo, lengths, 0)
+        log_z2, gamma2 = log_domain.forward_backward(clean, some, graph, leaky)
+        return jnp.where(redo, log_z2, log_z), jnp.where(redo[:, None, None], gamma2, gamma)
+
+    log_z, gamma = jax.lax.cond(redo.any(), again, lambda *kept: kept, log_z, gamma)
+    broken = broken | layout.outside(graph, scores.shape[2])
+    log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
+    return log_z, jnp.where((broken | hopeless)[:, None, None], 0.0, gamma)
+
+
+def _clean(scores, valid):
+    """Scores without NaN and +inf; and bool[B], whether a valid frame had one."""
+    bad = jnp.isnan(scores) | (scores == jnp.inf)
+    broken = (bad & valid[:, :, None]).any((1, 2))
+    return jnp.where(bad | ~valid[:, :, None] | broken[:, None, None], 0.0, scores), broken
+
+
+def _check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
+    if scores.ndim != 3 or lengths.shape != scores.shape[:1]:
+        raise ValueError(
+            f'scores must be [B, T, P] and lengths [B]; got {scores.shape} and {lengths.shape}.'
+        )
+    if scores.dtype != jnp.float32:
+        raise ValueError(f'scores must be float32; got {scores.dtype}. Cast them first.')
+    if graph.batched and graph.src.shape[0] != scores.shape[0]:
+        raise ValueError(
+            f'The batch has {scores.shape[0]} utterances but {graph.src.shape[0]} graphs.'
+        )
+    if graph.num_pdfs > scores.shape[2]:
+        raise ValueError(
+            f'The graph uses pdfs up to {graph.num_pdfs - 1}; the scores have only '
+            f'{scores.shape[2]} columns. Was it built for another network?'
+        )
+    if not leaky >= 0:
+        raise ValueError(f'leaky must be at least 0; got {leaky}.')
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')

@@ -1,0 +1,205 @@
+"""`Graph`: an acceptor (or a batch of them) as arrays that every backend reads. No algorithms.
+
+Arcs are sorted by (destination, pdf, source). Where almost every state is entered through one pdf
+only (HMM graphs are like that), arcs that share destination and pdf form a *group*: the sum over a
+group's arcs is taken before the score enters, so a frame costs one multiply-add per arc.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse import csgraph, csr_matrix
+
+from seqtrain.fsa import Fsa, FsaError
+
+NEVER = np.int32(2**30)
+"""`min_frames` of a graph without any path."""
+
+# A group may stand for an arc's own entry; beyond this many per state, groups save nothing.
+_MAX_GROUPS_PER_STATE = 1.5
+
+_DATA = ('src', 'dst', 'pdf', 'weight', 'initial', 'final', 'min_frames')
+_GROUPS = ('group', 'group_dst', 'group_pdf')
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[*_DATA, *_GROUPS],
+    meta_fields=['num_pdfs'],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """An acceptor for the devices; a pytree, so it can be an argument of a jitted function.
+
+    A leading batch axis on every array means one graph per utterance; without it the graph is
+    shared by the batch and never copied per utterance. Not differentiable.
+
+    Attributes:
+      src, dst, pdf: i32[(B,) A], arcs sorted by (dst, pdf, src). Padding arcs come last.
+      weight: f32[(B,) A], log-weights; −inf for padding arcs.
+      initial, final: f32[(B,) S], log-weights; −inf where paths may not start or end.
+      min_frames: i32[(B)], frames of the shortest path; `NEVER` where there is no path.
+      group: i32[A] or None, the group of each arc (ascending).
+      group_dst, group_pdf: i32[G] or None, destination and pdf of each group.
+      num_pdfs: smallest number of score columns the graph needs; 0 if unknown (then an
+        utterance whose graph names a pdf outside its scores gets the value NaN).
+    """
+
+    src: Any
+    dst: Any
+    pdf: Any
+    weight: Any
+    initial: Any
+    final: Any
+    min_frames: Any
+    group: Any = None
+    group_dst: Any = None
+    group_pdf: Any = None
+    num_pdfs: int = 0
+
+    @property
+    def batched(self) -> bool:
+        """True for one graph per utterance."""
+        return len(self.src.shape) == 2
+
+    @property
+    def num_states(self) -> int:
+        return self.initial.shape[-1]
+
+    @property
+    def num_arcs(self) -> int:
+        return self.src.shape[-1]
+
+
+def pack(fsa: Fsa) -> Graph:
+    """Prepares one graph that the whole batch shares (a denominator).
+
+    Args:
+      fsa: an acceptor; validated here.
+
+    Returns:
+      A `Graph` of jax arrays on the default device.
+
+    Raises:
+      FsaError: for a malformed acceptor, or one without arcs.
+    """
+    arrays: dict[str, Any] = _sorted_arrays(fsa.validate())
+    if not len(arrays['src']):
+        raise FsaError('The acceptor has no arcs; a shared graph needs at least one.')
+    arrays |= _groups(arrays, fsa.num_states)
+    return Graph(
+        **{name: None if a is None else jnp.asarray(a) for name, a in arrays.items()},
+        num_pdfs=fsa.num_pdfs,
+    )
+
+
+def pack_batch(
+    fsas: Sequence[Fsa],
+    num_states: int | None = None,
+    num_arcs: int | None = None,
+    *,
+    num_pdfs: int = 0,
+    device: jax.Device | None = None,
+) -> Graph:
+    """Prepares one graph per utterance (numerators, lattices), padded to common sizes.
+
+    Fix `num_states` and `num_arcs` over a run: every new pair of sizes is a new compilation.
+
+    Args:
+      fsas: B acceptors.
+      num_states, num_arcs: sizes to pad to; the largest of the batch by default.
+      num_pdfs: the scores' P; when given, a graph that names a larger pdf is refused here.
+      device: where to put the arrays; None keeps them as NumPy arrays on the host.
+
+    Returns:
+      A `Graph` whose arrays have a leading axis B.
+
+    Raises:
+      FsaError: for a malformed acceptor or one that exceeds the given sizes; names its position.
+    """
+    if not len(fsas):
+        raise FsaError('pack_batch needs at least one acceptor.')
+    num_states = num_states or max(fsa.num_states for fsa in fsas)
+    num_arcs = num_arcs or max(1, max(fsa.num_arcs for fsa in fsas))
+    for i, fsa in enumerate(fsas):
+        _check_fits(i, fsa, num_states, num_arcs, num_pdfs)
+    rows = [_padded(_sorted_arrays(fsa), num_states, num_arcs) for fsa in fsas]
+    graph = Graph(
+        **{name: np.stack([row[name] for row in rows]) for name in _DATA}, num_pdfs=num_pdfs
+    )
+    return graph if device is None else jax.device_put(graph, device)
+
+
+def min_frames(fsa: Fsa) -> int:
+    """Frames of the shortest path from an initial to a final state; `NEVER` if there is none."""
+    starts = np.flatnonzero(np.isfinite(fsa.initial))
+    ends = np.isfinite(fsa.final)
+    if not len(starts) or not ends.any():
+        return int(NEVER)
+    if ends[starts].any():
+        return 0
+    kept = np.isfinite(fsa.weight)
+    size = (fsa.num_states, fsa.num_states)
+    links = csr_matrix((np.ones(kept.sum(), np.int8), (fsa.src[kept], fsa.dst[kept])), size)
+    hops = csgraph.dijkstra(links, indices=starts, unweighted=True, min_only=True)
+    shortest = hops[ends].min()
+    return int(shortest) if np.isfinite(shortest) else int(NEVER)
+
+
+def _sorted_arrays(fsa: Fsa) -> dict[str, Any]:
+    order = np.lexsort((fsa.src, fsa.pdf, fsa.dst))
+    return {
+        'src': fsa.src[order],
+        'dst': fsa.dst[order],
+        'pdf': fsa.pdf[order],
+        'weight': fsa.weight[order],
+        'initial': fsa.initial,
+        'final': fsa.final,
+        'min_frames': np.int32(min_frames(fsa)),
+    }
+
+
+def _groups(arrays: dict[str, Any], num_states: int) -> dict[str, Any]:
+    dst, pdf = arrays['dst'], arrays['pdf']
+    first = np.r_[True, (np.diff(dst) != 0) | (np.diff(pdf) != 0)]
+    if first.sum() > _MAX_GROUPS_PER_STATE * num_states:
+        return dict.fromkeys(_GROUPS)
+    return {
+        'group': (np.cumsum(first) - 1).astype(np.int32),
+        'group_dst': dst[first],
+        'group_pdf': pdf[first],
+    }
+
+
+def _padded(arrays: dict[str, Any], num_states: int, num_arcs: int) -> dict[str, Any]:
+    """Padding arcs run from the last state to itself (dst stays sorted) with weight −inf."""
+    arcs = num_arcs - len(arrays['src'])
+    states = num_states - len(arrays['initial'])
+    fill = {'src': num_states - 1, 'dst': num_states - 1, 'pdf': 0, 'weight': -np.inf}
+    out = {name: np.pad(arrays[name], (0, arcs), constant_values=v) for name, v in fill.items()}
+    for name in ('initial', 'final'):
+        out[name] = np.pad(arrays[name], (0, states), constant_values=-np.inf)
+    return out | {'min_frames': arrays['min_frames']}
+
+
+def _check_fits(i: int, fsa: Fsa, num_states: int, num_arcs: int, num_pdfs: int) -> None:
+    try:
+        fsa.validate()
+    except FsaError as error:
+        raise FsaError(f'Acceptor {i} of the batch: {error}') from error
+    if fsa.num_states > num_states or fsa.num_arcs > num_arcs:
+        raise FsaError(
+            f'Acceptor {i} has {fsa.num_states} states and {fsa.num_arcs} arcs; the batch is '
+            f'packed for {num_states} and {num_arcs}. Give larger num_states and num_arcs.'
+        )
+    if num_pdfs and fsa.num_pdfs > num_pdfs:
+        raise FsaError(
+            f'Acceptor {i} names pdf {fsa.num_pdfs - 1}, but the scores have {num_pdfs} columns.'
+        )

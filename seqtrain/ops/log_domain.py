@@ -1,0 +1,125 @@
+"""Forward-backward in the log domain: slow, and never underflows. The `xla` backend's last resort.
+
+Only the backward pass needs logarithms: with β known, every arc out of a state has a conditional
+probability, and occupancies flow forward as ordinary probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.ops import layout
+from seqtrain.ops.graph import Graph
+
+
+def forward_backward(scores, lengths, graph: Graph, leaky: float):
+    """The same sums as `scaled.forward_backward`, for any finite scores and weights.
+
+    β_t(s) = log Σ_{arcs s→d} exp(w + score + β_{t+1}(d)), the largest subtracted in every frame;
+    then flow_{t+1}(d) = Σ_{arcs s→d} flow_t(s) exp(w + score + β_{t+1}(d) − β_t(s)).
+
+    Args:
+      scores: f32[B, T, P] without NaN or +inf.
+      lengths: i32[B]; utterances of length 0 cost nothing beyond the loop.
+      graph: shared or batched.
+      leaky: coefficient of the leaky HMM, 0 for none.
+
+    Returns:
+      log_z f32[B] (−inf where there is no path) and gamma f32[B, T, P].
+    """
+    view = layout.Layout(graph, scores.shape[0], scores.shape[2])
+    frames = view.frames_first(scores)
+    active = jnp.arange(scores.shape[1])[:, None] < lengths
+    weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
+    shape = _state_shape(view)
+
+    def arcs_out(frame, beta):
+        return weight + view.take(frame, graph.pdf) + view.take(beta, graph.dst)
+
+    def backward(carry, step):
+        beta, log_scale = carry
+        frame, active_t = step
+        post = _sum_at(view, arcs_out(frame, beta), graph.src)
+        top = _finite(view.largest(post))
+        post = post - view.spread(top)
+        pre = _leak_backward(view, post, initial, leaky)
+        keep = view.spread(active_t)
+        after = (jnp.where(keep, pre, beta), log_scale + jnp.where(active_t, top, 0.0))
+        # A frame before the end uses what this step made; `beta` is what its arcs lead to.
+        return after, (beta, jnp.where(keep, post, beta), jnp.where(active_t, top, 0.0))
+
+    last_post = jnp.broadcast_to(final, shape)
+    last_pre = _leak_backward(view, last_post, initial, leaky)
+    carry = (last_pre, jnp.zeros(scores.shape[0], scores.dtype))
+    (first, log_scale), (target, post, top) = jax.lax.scan(
+        backward, carry, (frames, active), reverse=True
+    )
+    start = initial + first
+    log_z = _sum_states(view, start)
+    flow = jnp.exp(_minus(start, view.spread(_finite(log_z))))
+
+    def forward(flow, step):
+        frame, active_t, target_t, post_t, top_t = step
+        flow_post = _flow_leak(view, flow, post_t, initial, leaky)
+        share = _minus(arcs_out(frame, target_t) - view.spread(top_t), view.take(post_t, graph.src))
+        moved = view.take(flow_post, graph.src) * jnp.exp(share)
+        keep = view.spread(active_t)
+        moved = jnp.where(keep, moved, 0.0)
+        total = view.total(moved)
+        moved = moved / view.spread(jnp.where(total > 0, total, 1.0))
+        new = view.add_at(moved, graph.dst, graph.num_states, is_sorted=True)
+        return jnp.where(keep, new, flow), view.add_at(moved, graph.pdf, view.num_pdfs)
+
+    _, gamma = jax.lax.scan(forward, flow, (frames, active, target, post, top))
+    return log_z + log_scale, view.utterances_first(gamma)
+
+
+def _state_shape(view: layout.Layout):
+    states, batch = view.graph.num_states, view.num_utterances
+    return (batch, states) if view.graph.batched else (states, batch)
+
+
+def _finite(x):
+    return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
+def _minus(x, y):
+    """x − y, −inf wherever x is −inf (so that −inf − −inf is not NaN)."""
+    return jnp.where(x == -jnp.inf, -jnp.inf, x - _finite(y))
+
+
+def _sum_at(view: layout.Layout, values, index):
+    """log Σ exp by index, −inf where nothing arrives."""
+    top = _finite(view.max_at(values, index, view.graph.num_states))
+    shifted = jnp.exp(values - view.take(top, index))
+    total = view.add_at(shifted, index, view.graph.num_states)
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
+
+
+def _sum_states(view: layout.Layout, x):
+    top = _finite(view.largest(x))
+    total = view.total(jnp.exp(x - view.spread(top)))
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
+
+
+def _leak_backward(view: layout.Layout, post, initial, leaky: float):
+    if not leaky:
+        return post
+    leak = _sum_states(view, post + initial) + math.log(leaky)
+    return jnp.logaddexp(post, view.spread(leak))
+
+
+def _flow_leak(view: layout.Layout, flow, post, initial, leaky: float):
+    """Occupancies after the leak from occupancies before it."""
+    if not leaky:
+        return flow
+    start = post + initial
+    whole = _sum_states(view, start)
+    leak = view.spread(whole + math.log(leaky))
+    pre = jnp.logaddexp(post, leak)
+    stay = flow * jnp.exp(_minus(post, pre))
+    left = view.total(flow * jnp.exp(_minus(leak, pre)))
+    return stay + view.spread(left) * jnp.exp(_minus(start, view.spread(whole)))

@@ -1,0 +1,96 @@
+"""The best path through a graph, and its pdf labels: forced alignment when the graph is a
+numerator. Not a decoder (words are in `seqtrain.decoding`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.ops import layout
+from seqtrain.ops.graph import Graph
+from seqtrain.types import Labels, Lengths, PerUtterance, Scores
+
+
+def viterbi(scores: Scores, lengths: Lengths, graph: Graph) -> tuple[PerUtterance, Labels]:
+    """max over paths of Σ_t scores[b, t, pdf_t] + arc weights + initial + final, and its labels.
+
+    Of paths with equal scores the one with the last arc in the graph's order wins. No gradient:
+    the scores are taken as constants.
+
+    Args:
+      scores: f32[B, T, P], natural-log scores; −inf forbids a pdf.
+      lengths: i32[B], valid frames, at most T.
+      graph: shared or batched.
+
+    Returns:
+      score f32[B] (−inf without a path, NaN for NaN or +inf in a valid frame) and pdf i32[B, T]
+      (−1 in padding and for utterances without a path).
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    from seqtrain.ops import forward_backward
+
+    forward_backward._check(scores, lengths, graph, 0.0, 'auto')
+    return _viterbi(jax.lax.stop_gradient(scores), lengths, graph)
+
+
+@jax.jit
+def _viterbi(scores, lengths, graph: Graph):
+    from seqtrain.ops import forward_backward
+
+    active = jnp.arange(scores.shape[1]) < lengths[:, None]
+    scores, broken = forward_backward._clean(scores, active)
+    broken = broken | layout.outside(graph, scores.shape[2])
+    view = layout.Layout(graph, scores.shape[0], scores.shape[2])
+    score, last, arcs = _best_arcs(view, view.frames_first(scores), active.T)
+    feasible = (score > -jnp.inf) & ~broken
+    score = jnp.where(broken, jnp.nan, score)
+    return score, _labels(view, last, arcs, active.T & feasible).T
+
+
+def _best_arcs(view: layout.Layout, frames, active):
+    """Best score [B], best last state [B], and the best arc into every state in every frame."""
+    graph = view.graph
+    weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
+    states, arcs = graph.num_states, graph.num_arcs
+    shape = (view.num_utterances, states) if graph.batched else (states, view.num_utterances)
+    number = jnp.arange(arcs, dtype=jnp.int32)
+    number = jnp.broadcast_to(
+        number if graph.batched else number[:, None],
+        (view.num_utterances, arcs) if graph.batched else (arcs, view.num_utterances),
+    )
+
+    def step(alpha, frame):
+        frame_t, active_t = frame
+        reach = view.take(alpha, graph.src) + weight + view.take(frame_t, graph.pdf)
+        new = view.max_at(reach, graph.dst, states, is_sorted=True)
+        is_best = (reach == view.take(new, graph.dst)) & (reach > -jnp.inf)
+        best = view.max_at(jnp.where(is_best, number, -1), graph.dst, states, is_sorted=True)
+        return jnp.where(view.spread(active_t), new, alpha), best
+
+    alpha, best = jax.lax.scan(step, jnp.broadcast_to(initial, shape), (frames, active))
+    ends = alpha + final
+    return ends.max(view.axis), ends.argmax(view.axis).astype(jnp.int32), best
+
+
+def _labels(view: layout.Layout, last, arcs, active):
+    """Follows the best arcs back from the last states -> i32[T, B]."""
+    graph = view.graph
+
+    def one(per_graph, arc):
+        per_graph = jnp.asarray(per_graph)
+        if graph.batched:
+            return per_graph[jnp.arange(view.num_utterances), arc]
+        return per_graph[arc]
+
+    def step(state, frame):
+        arcs_t, active_t = frame
+        rows = jnp.arange(view.num_utterances)
+        arc = arcs_t[rows, state] if graph.batched else arcs_t[state, rows]
+        arc = jnp.maximum(arc, 0)
+        pdf = jnp.where(active_t, one(graph.pdf, arc), -1)
+        return jnp.where(active_t, one(graph.src, arc), state), pdf
+
+    return jax.lax.scan(step, last, (arcs, active), reverse=True)[1]

@@ -1,0 +1,245 @@
+"""Sums over paths against float64 references, on every backend present."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqtrain import ops
+from seqtrain.fsa import Fsa
+
+BACKENDS = [name for name in ops.BACKENDS if name != 'auto']
+FRAMES, PDFS = 6, 3
+
+
+def batch_of(seed: int, scale: float, make=oracles.random_fsa, batch: int = 4):
+    rng = np.random.default_rng(seed)
+    fsas = [make(rng, 5, 12, PDFS) for _ in range(batch)]
+    scores = (scale * rng.normal(size=(batch, FRAMES, PDFS))).astype(np.float32)
+    lengths = rng.integers(0, FRAMES + 1, size=batch).astype(np.int32)
+    return fsas, scores, lengths
+
+
+def check(log_z, gamma, scores, lengths, fsas, leaky=0.0, reference=oracles.forward_backward):
+    """Every utterance within 1e-5: relative in value, absolute in occupancy."""
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        args = (leaky,) if reference is oracles.forward_backward else ()
+        want_z, want_gamma = reference(scores[b, :n], fsa, *args)
+        if np.isfinite(want_z):
+            assert abs(log_z[b] - want_z) <= 1e-5 * max(1.0, abs(want_z))
+        else:
+            assert log_z[b] == want_z
+        np.testing.assert_allclose(gamma[b, :n], want_gamma, atol=1e-5)
+        assert not np.any(gamma[b, n:])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(oracles.fsas(), min_size=4, max_size=4), st.integers(0, 2**32 - 1))
+def test_batch_of_graphs_matches_enumeration(backend, fsas, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(4, 5, PDFS)).astype(np.float32)
+    lengths = rng.integers(0, 6, size=4).astype(np.int32)
+    graphs = ops.pack_batch(fsas, num_states=5, num_arcs=12)
+    log_z, gamma = ops.occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
+    check(log_z, np.asarray(gamma), scores, lengths, fsas, reference=oracles.enumerate_partition)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('leaky', [0.0, 0.1])
+@pytest.mark.parametrize('scale', [1.0, 20.0, 200.0])
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+def test_shared_graph_matches_float64(backend, leaky, scale, make):
+    fsas, scores, lengths = batch_of(3, scale, make)
+    lengths[0] = FRAMES
+    graph = ops.pack(fsas[0])
+    assert (graph.group is None) == (make is oracles.random_fsa)
+    log_z, gamma = ops.occupancies(
+        jnp.asarray(scores), lengths, graph, leaky=leaky, backend=backend
+    )
+    check(log_z, np.asarray(gamma), scores, lengths, [fsas[0]] * 4, leaky)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('leaky', [0.0, 0.1])
+@pytest.mark.parametrize('scale', [1.0, 20.0, 200.0])
+@pytest.mark.parametrize('seed', range(8))
+def test_batch_of_graphs_matches_float64(backend, leaky, scale, seed):
+    fsas, scores, lengths = batch_of(seed, scale)
+    graphs = ops.pack_batch(fsas, num_states=6, num_arcs=14)
+    log_z, gamma = ops.occupancies(
+        jnp.asarray(scores), lengths, graphs, leaky=leaky, backend=backend
+    )
+    check(log_z, np.asarray(gamma), scores, lengths, fsas, leaky)
+
+
+def swap(gap: float) -> tuple[Fsa, np.ndarray]:
+    """Path A leads by `gap` in every frame of the first half, path B in the second."""
+    neg = -np.inf
+    fsa = Fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, neg])
+    fsa = dataclasses.replace(fsa, final=np.array([0.0, 0.0]))
+    half = np.array([[0.0, -gap]] * 4)
+    return fsa, np.concatenate([half, half[:, ::-1]]).astype(np.float32)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('gap', [1.0, 30.0, 75.0, 90.0, 500.0])
+def test_a_path_that_underflows_on_its_way_is_not_lost(backend, gap):
+    # After four frames path B is e^{-4 gap} below A, beyond single precision; both end equal.
+    fsa, scores = swap(gap)
+    for graph in (ops.pack(fsa), ops.pack_batch([fsa])):
+        log_z, gamma = ops.occupancies(
+            jnp.asarray(scores[None]), jnp.array([8]), graph, backend=backend
+        )
+        np.testing.assert_allclose(log_z, [np.log(2) - 4 * gap], rtol=1e-5)
+        np.testing.assert_allclose(gamma[0], np.full((8, 2), 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('weight', [-95.0, -300.0, 95.0])
+def test_extreme_arc_weights_are_not_lost(backend, weight):
+    # Two parallel arcs; the scores make up for the weight, so both count equally.
+    fsa = Fsa([0, 0], [0, 0], [0, 1], [weight, 0.0], [0.0], [0.0])
+    scores = np.array([[[0.0, weight]] * 3], np.float32)
+    log_z, gamma = ops.occupancies(
+        jnp.asarray(scores), jnp.array([3]), ops.pack(fsa), backend=backend
+    )
+    np.testing.assert_allclose(log_z, [3 * (weight + np.log(2))], rtol=1e-5)
+    np.testing.assert_allclose(gamma[0], np.full((3, 2), 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_one_bad_utterance_never_touches_another(backend):
+    fsas, scores, _ = batch_of(11, 1.0, batch=5)
+    chain = Fsa(
+        [0, 1, 2], [1, 2, 3], [0, 1, 2], np.zeros(3), [0, *[-np.inf] * 3], [*[-np.inf] * 3, 0]
+    )
+    fsas[1] = chain
+    lengths = np.full(5, FRAMES, np.int32)
+    lengths[1] = 2  # too short for the chain
+    spoiled = scores.copy()
+    spoiled[2, 1, 0] = np.nan
+    spoiled[3, 0, 2] = np.inf
+    graphs = ops.pack_batch(fsas)
+    clean_z, clean = ops.occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
+    log_z, gamma = map(
+        np.asarray, ops.occupancies(jnp.asarray(spoiled), lengths, graphs, backend=backend)
+    )
+    assert log_z[1] == -np.inf
+    assert np.isnan(log_z[2])
+    assert np.isnan(log_z[3])
+    assert not np.any(gamma[1:4])
+    np.testing.assert_array_equal(log_z[[0, 4]], np.asarray(clean_z)[[0, 4]])
+    np.testing.assert_array_equal(gamma[[0, 4]], np.asarray(clean)[[0, 4]])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_relations(backend):
+    fsas, scores, _ = batch_of(5, 2.0)
+    lengths = np.array([6, 3, 5, 4], np.int32)
+    graphs = ops.pack_batch(fsas, num_states=6, num_arcs=14)
+
+    def run(s, g=graphs, n=lengths):
+        return ops.occupancies(jnp.asarray(s), n, g, backend=backend)
+
+    log_z, gamma = run(scores)
+    feasible = np.isfinite(log_z)
+    rows = np.asarray(gamma.sum(-1))
+    valid = (np.arange(FRAMES) < lengths[:, None]) & feasible[:, None]
+    np.testing.assert_allclose(rows, valid.astype(np.float32), atol=1e-5)
+
+    padded = scores.copy()
+    padded[np.arange(FRAMES) >= lengths[:, None]] = np.nan
+    np.testing.assert_array_equal(run(padded)[0], log_z)
+    np.testing.assert_array_equal(run(padded)[1], gamma)
+
+    shifted_z, shifted = run(scores + 3.0)
+    np.testing.assert_allclose(shifted_z, log_z + 3.0 * lengths, rtol=1e-5)
+    np.testing.assert_allclose(shifted, gamma, atol=1e-5)
+
+    order = [2, 0, 3, 1]
+    reordered = ops.pack_batch([fsas[i] for i in order], num_states=6, num_arcs=14)
+    np.testing.assert_allclose(
+        run(scores[order], reordered, lengths[order])[0], log_z[np.array(order)], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_forbidden_pdfs_are_legal(backend):
+    fsas, scores, _ = batch_of(8, 1.0)
+    scores[:, 2, 1] = -np.inf
+    scores[1, 3, :] = -np.inf  # nothing is possible in this frame
+    lengths = np.full(4, FRAMES, np.int32)
+    log_z, gamma = ops.occupancies(
+        jnp.asarray(scores), lengths, ops.pack_batch(fsas), backend=backend
+    )
+    check(log_z, np.asarray(gamma), scores, lengths, fsas)
+    assert log_z[1] == -np.inf
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_gradient_is_the_occupancy_and_composes(backend):
+    fsas, scores, _ = batch_of(5, 1.0)
+    graph = ops.pack(fsas[0])
+    lengths = jnp.array([6, 3, 5, 4], jnp.int32)
+    scores = jnp.asarray(scores)
+    gamma = ops.occupancies(scores, lengths, graph, backend=backend)[1]
+
+    def total(s, scale=1.0):
+        return (scale * ops.log_partition(s, lengths, graph, backend=backend)).sum()
+
+    plain = jax.grad(total)(scores)
+    np.testing.assert_array_equal(plain, gamma)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(scores, 2.0), 2 * gamma, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(jax.checkpoint(total))(scores), gamma, rtol=1e-6)
+    stack = jnp.stack([scores, scores + 1.0, 2 * scores])
+    mapped = jax.vmap(jax.grad(total))(stack)
+    for one, s in zip(mapped, stack, strict=True):
+        np.testing.assert_allclose(one, jax.grad(total)(s), rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_are_refused():
+    fsas, scores, lengths = batch_of(5, 1.0)
+
+    def total(s):
+        return ops.log_partition(s, lengths, ops.pack(fsas[0])).sum()
+
+    with pytest.raises(NotImplementedError, match='expected_accuracy'):
+        jax.jacrev(jax.grad(total))(jnp.asarray(scores))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'scores': np.zeros((4, 6), np.float32)}, r'\[B, T, P\]'),
+        ({'scores': np.zeros((4, 6, 2), np.float32)}, 'another network'),
+        ({'scores': np.zeros((4, 6, 3), np.int32)}, 'float32'),
+        ({'lengths': np.zeros(3, np.int32)}, 'lengths'),
+        ({'leaky': -0.1}, 'leaky'),
+        ({'backend': 'abacus'}, 'backend'),
+    ],
+)
+def test_bad_input_gets_a_sentence(change, message):
+    graph = ops.pack(Fsa([0], [0], [2], [0.0], [0.0], [0.0]))
+    given_ = {'scores': np.zeros((4, 6, 3), np.float32), 'lengths': np.zeros(4, np.int32)}
+    with pytest.raises(ValueError, match=message):
+        ops.log_partition(**{'graph': graph, **given_, **change})
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_graph_of_another_network_gives_nan_not_a_wrong_number(backend):
+    fsa = Fsa([0], [0], [7], [0.0], [0.0], [0.0])
+    good = Fsa([0], [0], [1], [0.0], [0.0], [0.0])
+    scores = jnp.zeros((2, 4, 3))
+    log_z, gamma = ops.occupancies(
+        scores, jnp.array([4, 4]), ops.pack_batch([fsa, good]), backend=backend
+    )
+    assert np.isnan(log_z[0])
+    assert log_z[1] == 0.0
+    assert not np.any(gamma[0])
