@@ -26,7 +26,8 @@ package knows nothing of speech. A whole run, on a toy model:
 """
 
 from seqtrain.exchange import rules
-from seqtrain.exchange.client import Client, ExchangeError, Pulled, Stats, Versions
+from seqtrain.exchange.client import Client
+from seqtrain.exchange.courier import ExchangeError, Pulled, Stats, Versions
 from seqtrain.exchange.messages import (
     Ack,
     Event,
@@ -41,6 +42,7 @@ from seqtrain.exchange.messages import (
 from seqtrain.exchange.partition import Partition, PartitionError
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.state import ShardState
+from seqtrain.exchange.store import Store
 from seqtrain.exchange.transport.local import LocalServer
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     'Reject',
     'ShardState',
     'Stats',
+    'Store',
     'Versions',
     'rules',
 ]

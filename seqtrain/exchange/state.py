@@ -7,9 +7,8 @@ replay all drive this same object.
 What a shard holds, and which message may change it:
 
     part        what it is                                    changed by
-    values      f32[n], replaced, never written in place      an applied push
-    opt_state   the rule's state                              an applied push, set_rule
-    version     number of applied updates                     an applied push
+    store       values, the rule's state, version             an applied push; set_rule, restore
+    generation  how often the shard has restarted             restore
     members     who has joined; last seq, tickets             Join, Leave, Pull, Push
     pending     pushes that wait for their turn               Push, Leave, settling
     waiting     pulls that wait for their turn                Pull, Leave, settling
@@ -38,11 +37,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 import optax
 
-from seqtrain.exchange import rules
+from seqtrain.exchange import invariants
 from seqtrain.exchange.messages import (
     Ack,
     Event,
@@ -57,63 +54,63 @@ from seqtrain.exchange.messages import (
     Reply,
 )
 from seqtrain.exchange.policy import Policy
-from seqtrain.exchange.rules.base import needs_base_params
+from seqtrain.exchange.store import Counter, Store
 from seqtrain.exchange.tickets import Tickets
 from seqtrain.exchange.update import frame_weighted_mean, malformed
+
+KEPT_PULLS = 8
+"""Versions per replica from which it may still push, where a rule needs their values."""
 
 
 @dataclasses.dataclass
 class Member:
-    """A replica that has joined: the last seq seen, and the versions it may still push from."""
+    """A replica: the last seq seen, the versions it may still push from, whether it is here.
+
+    Who is `gone` said good-bye or lost its lease: rounds do not wait for it. After a restart of
+    the shard everyone is neither present nor gone.
+    """
 
     seq: int = -1
     reading: list[int] = dataclasses.field(default_factory=list)
     present: bool = True
+    gone: bool = False
 
 
 class ShardState:
     """One shard. See the module's table for what changes what.
 
     Args:
-      values: f32[n], initial values (copied).
-      rule: what an update does, see `rules`.
+      store: the values and the rule (or a `Counter`, where only time matters).
       policy: mode and bounds.
       shard: number of this shard, for the log.
-      device: where the rule runs; None means the first host CPU device.
       on_event: called with every `Event`.
     """
 
     def __init__(
         self,
-        values: np.ndarray,
-        rule: optax.GradientTransformation,
+        store: Store | Counter,
         policy: Policy | None = None,
         *,
         shard: int = 0,
-        device: jax.Device | None = None,
         on_event: Callable[[Event], None] | None = None,
     ):
+        self.store = store
         self.policy = policy or Policy()
         self.shard = shard
-        self.version = 0
         self.generation = 0
         self.members: dict[int, Member] = {}
         self.pending: list[Push] = []
         self.waiting: list[Pull] = []
-        self.history: dict[int, Any] = {}
         self.tickets = Tickets(self.policy.max_staleness if self.policy.waits else None)
         self.max_applied_staleness = 0
-        self._device = device or jax.local_devices(backend='cpu')[0]
         self._on_event = on_event or (lambda event: None)
         self._now = 0.0
         self._replies: list[Reply] = []
-        self.rule: optax.GradientTransformation
-        self.opt_state: Any = None
-        self._step: Callable
-        self._keep_base = False
-        values = np.array(values, np.float32).reshape(-1)
-        self.values = jax.device_put(values, self._device)
-        self.set_rule(rule, log=False)
+
+    @property
+    def version(self) -> int:
+        """Number of applied updates."""
+        return self.store.version
 
     # -- messages ---------------------------------------------------------------------------
 
@@ -142,28 +139,21 @@ class ShardState:
     def _join(self, message: Join) -> None:
         worker = message.worker
         if not 0 <= worker < self.policy.num_workers:
-            self._refuse_other(
-                worker,
-                Reason.UNKNOWN_WORKER,
-                f'Replica {worker} is not one of the {self.policy.num_workers} that this run '
-                'was made for; raise num_workers.',
-            )
+            count = self.policy.num_workers
+            text = f'Replica {worker} is none of the {count} of this run; raise num_workers.'
+            self._refuse_other(worker, Reason.UNKNOWN_WORKER, text)
             return
         self._forget(worker)
         member = self.members.setdefault(worker, Member())
-        member.present = True
+        member.present, member.gone = True, False
         self._log('joined', worker)
         self.waiting.append(Pull(worker))
 
     def _pull(self, message: Pull) -> None:
         member = self.members.get(message.worker)
         if member is None or not member.present:
-            self._refuse_other(
-                message.worker,
-                Reason.NOT_JOINED,
-                f'Replica {message.worker} has not joined shard {self.shard}, or its lease ran '
-                'out; send Join first.',
-            )
+            text = f'Replica {message.worker} has not joined shard {self.shard}; send Join first.'
+            self._refuse_other(message.worker, Reason.NOT_JOINED, text)
             return
         self.waiting = [pull for pull in self.waiting if pull.worker != message.worker]
         self.waiting.append(message)
@@ -185,7 +175,7 @@ class ShardState:
             return
         self._turn_away(Reason.NOT_JOINED, message.worker)
         self._forget(message.worker)
-        member.present = False
+        member.present, member.gone = False, True
         self._log('left', message.worker)
 
     def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
@@ -226,7 +216,7 @@ class ShardState:
             return Reason.FUTURE, (
                 f'{who} is based on version {push.base_version}, the shard is at {self.version}.'
             )
-        return malformed(push, self.values.shape, who) or self._untimely(push, who)
+        return malformed(push, self.store.shape, who) or self._untimely(push, who)
 
     def _untimely(self, push: Push, who: str) -> tuple[Reason, str] | None:
         age, policy = self.version - push.base_version, self.policy
@@ -237,6 +227,11 @@ class ShardState:
         if policy.max_staleness is not None and age > policy.max_staleness:
             return Reason.STALE, (
                 f'{who} is {age} versions old, the bound is {policy.max_staleness}.'
+            )
+        if not self.store.has(push.base_version):
+            return Reason.STALE, (
+                f'{who}: the values of version {push.base_version} are no longer kept; '
+                'push from one of the last pulls.'
             )
         return None
 
@@ -279,20 +274,21 @@ class ShardState:
 
     def round_size(self) -> int:
         """Pushes that make a round: the quorum, or fewer where replicas have left."""
-        left = sum(not member.present for member in self.members.values())
+        left = sum(member.gone for member in self.members.values())
         quorum = self.policy.quorum or self.policy.num_workers
         return max(1, min(quorum, self.policy.num_workers - left))
 
     def _settle_pull(self) -> bool:
         for i, pull in enumerate(self.waiting):
-            if not self._may_serve(pull):
+            if not self.may_serve(pull):
                 continue
             del self.waiting[i]
             self._serve(pull.worker)
             return True
         return False
 
-    def _may_serve(self, pull: Pull) -> bool:
+    def may_serve(self, pull: Pull) -> bool:
+        """Whether a waiting pull may be answered now."""
         if pull.min_version > self.version:
             return False
         if self.policy.sync:
@@ -303,28 +299,18 @@ class ShardState:
         reading = self.members[worker].reading
         if self.version not in reading:
             reading.append(self.version)
+            del reading[:-KEPT_PULLS]
         self.tickets.issue(worker, self.version)
-        if self._keep_base:
-            self.history[self.version] = self.values
-        values = np.asarray(self.values)
+        values = self.store.read()
         self._replies.append(
             Params(worker, self.version, values, self.generation, self.members[worker].seq)
         )
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""
-        frames = np.float32(sum(push.frames for push in pushes) / len(pushes))
-        base = self.history.get(pushes[0].base_version, self.values) if self._keep_base else None
-        self.values, self.opt_state = self._step(
-            self.values,
-            self.opt_state,
-            frame_weighted_mean(pushes),
-            np.int32(self.version - pushes[0].base_version),
-            np.int32(pushes[0].worker),
-            frames,
-            base,
-        )
-        self.version += 1
+        frames = sum(push.frames for push in pushes) / len(pushes)
+        first = pushes[0]
+        self.store.apply(frame_weighted_mean(pushes), first.base_version, first.worker, frames)
         for push in pushes:
             age = self.version - 1 - push.base_version
             self.max_applied_staleness = max(self.max_applied_staleness, age)
@@ -340,44 +326,24 @@ class ShardState:
         self.tickets.use(push)
 
     def _prune(self) -> None:
-        if self.history:
+        if self.store.keep_base:
             used = {v for member in self.members.values() for v in member.reading}
-            used |= {push.base_version for push in self.pending}
-            self.history = {v: values for v, values in self.history.items() if v in used}
+            self.store.forget_all_but(used | {push.base_version for push in self.pending})
 
     # -- log --------------------------------------------------------------------------------
 
     def _log(self, kind: str, worker: int = -1, note: str = '') -> None:
-        self._on_event(
-            Event(kind, self.shard, worker, version=self.version, time_s=self._now, note=note)
-        )
+        event = Event(kind, self.shard, worker, -1, -1, self.version, 0, 0, 0.0, self._now, note)
+        self._on_event(event)
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
-        self._on_event(
-            Event(
-                kind,
-                self.shard,
-                push.worker,
-                push.seq,
-                push.base_version,
-                self.version,
-                age,
-                push.s2,
-                push.frames,
-                self._now,
-                note,
-            )
-        )
+        ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
+        self._on_event(Event(*ids, age, push.s2, push.frames, self._now, note))
 
     # -- rule, checkpoint, invariants -------------------------------------------------------
 
     def set_rule(
-        self,
-        rule: optax.GradientTransformation,
-        *,
-        keep_state: bool = False,
-        note: str = '',
-        log: bool = True,
+        self, rule: optax.GradientTransformation, *, keep_state: bool = False, note: str = ''
     ) -> None:
         """Changes the rule, between stages; the optimiser state starts anew unless kept.
 
@@ -386,31 +352,18 @@ class ShardState:
           keep_state: keep the optimiser state; its structure must be the new rule's.
           note: goes into the event log.
         """
-        rule = optax.with_extra_args_support(rule)
-        fresh = jax.device_put(rule.init(self.values), self._device)
-        if keep_state:
-            if str(jax.tree.structure(fresh)) != str(jax.tree.structure(self.opt_state)):
-                raise ValueError('The new rule has another state; use keep_state=False.')
-            fresh = self.opt_state
-        self.rule, self.opt_state = rule, fresh
-        self._step = rules.step(rule)
-        self._keep_base = needs_base_params(rule, self.values.size)
-        if log:
-            self._log('rule', note=note)
+        self.store.set_rule(rule, keep_state)
+        self._log('rule', note=note)
 
     def snapshot(self) -> dict[str, Any]:
         """{'arrays': pytree of owned arrays, 'meta': JSON-able}; pending messages are not in it."""
-        return {
-            'arrays': {
-                'values': np.array(self.values),
-                'opt_state': [np.array(leaf) for leaf in jax.tree.leaves(self.opt_state)],
-            },
-            'meta': {
-                'version': self.version,
-                'generation': self.generation,
-                'seqs': {str(worker): m.seq for worker, m in self.members.items()},
-            },
+        meta = {
+            'version': self.version,
+            'generation': self.generation,
+            'seqs': {str(worker): member.seq for worker, member in self.members.items()},
+            'gone': [worker for worker, member in self.members.items() if member.gone],
         }
+        return {'arrays': self.store.snapshot(), 'meta': meta}
 
     def restore(self, snapshot: dict[str, Any], now: float = 0.0) -> list[Reply]:
         """Goes back to a snapshot and starts a new generation: everyone must join again.
@@ -419,51 +372,22 @@ class ShardState:
           Refusals for whoever was waiting.
 
         Raises:
-          ValueError: the snapshot is of another size or of another rule.
+          ValueError: the snapshot is of another size or of another rule; nothing was changed.
         """
-        arrays, meta = snapshot['arrays'], snapshot['meta']
-        leaves, treedef = jax.tree.flatten(self.opt_state)
-        shapes = [np.shape(leaf) for leaf in arrays['opt_state']]
-        if np.shape(arrays['values']) != self.values.shape:
-            raise ValueError(
-                f'The snapshot holds {np.shape(arrays["values"])} values, shard {self.shard} has '
-                f'{self.values.shape}: another model or another number of shards.'
-            )
-        if shapes != [leaf.shape for leaf in leaves]:
-            raise ValueError('The snapshot holds the optimiser state of another rule.')
+        meta = snapshot['meta']
+        self.store.restore(snapshot['arrays'], int(meta['version']))
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
-        self.values = jax.device_put(np.array(arrays['values'], np.float32), self._device)
-        restored = [np.array(a, b.dtype) for a, b in zip(arrays['opt_state'], leaves, strict=True)]
-        self.opt_state = jax.device_put(jax.tree.unflatten(treedef, restored), self._device)
-        self.version = int(meta['version'])
         self.generation = max(self.generation, int(meta['generation'])) + 1
-        self.pending, self.waiting, self.history = [], [], {}
-        self.members = {int(w): Member(int(s), present=False) for w, s in meta['seqs'].items()}
+        self.pending, self.waiting = [], []
+        self.members = {
+            int(worker): Member(int(seq), present=False, gone=int(worker) in meta['gone'])
+            for worker, seq in meta['seqs'].items()
+        }
         self.tickets = Tickets(self.tickets.bound)
         self._log('restored')
         return self._replies
 
     def check(self) -> None:
-        """Asserts the invariants; cheap enough to call after every message in tests."""
-        assert self.version >= 0
-        assert self.values.dtype == np.float32
-        for worker, member in self.members.items():
-            assert 0 <= worker < self.policy.num_workers
-            assert all(v <= self.version for v in member.reading)
-            assert member.present or not member.reading
-        for push in self.pending:
-            assert self.members[push.worker].present
-            assert push.seq <= self.members[push.worker].seq
-            assert push.base_version <= self.version
-        assert len({pull.worker for pull in self.waiting}) == len(self.waiting)
-        assert not any(self._may_serve(pull) for pull in self.waiting), 'a pull was forgotten'
-        if self.policy.sync:
-            assert all(push.base_version == self.version for push in self.pending)
-            assert len({push.worker for push in self.pending}) == len(self.pending)
-            assert len(self.pending) < self.round_size() or not self.pending
-        elif not self.policy.waits:
-            assert not self.pending
-        if self.policy.max_staleness is not None and not self.policy.sync:
-            assert self.max_applied_staleness <= self.policy.max_staleness
-        self.tickets.check(self.version)
+        """Asserts the invariants (see `invariants`); cheap enough after every message in tests."""
+        invariants.check(self)

@@ -134,13 +134,13 @@ def test_sync_applies_the_frame_weighted_mean_of_each_round_once():
 
 def test_frame_weights_make_a_round_equal_to_one_large_batch():
     policy = Policy(mode='sync', num_workers=2)
-    state = exchange.ShardState(np.zeros(1), rules.sgd(1.0), policy)
+    state = exchange.ShardState(exchange.Store(np.zeros(1), rules.sgd(1.0)), policy)
     for worker in range(2):
         state.handle(exchange.Join(worker))
     first, second = np.array([3.0], np.float32), np.array([-1.0], np.float32)
     state.handle(exchange.Push(1, 0, 0, second, frames=30.0))
     state.handle(exchange.Push(0, 0, 0, first, frames=10.0))
-    np.testing.assert_allclose(state.values, [-(10 * 3.0 + 30 * -1.0) / 40])
+    np.testing.assert_allclose(state.store.values, [-(10 * 3.0 + 30 * -1.0) / 40])
 
 
 def test_a_rejected_push_reaches_the_replicas_log_and_changes_nothing(caplog):

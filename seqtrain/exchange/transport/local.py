@@ -11,16 +11,32 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 import optax
 
-from seqtrain.exchange.client import Client, ExchangeError, Pulled, Versions
+from seqtrain.exchange.client import Client
+from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
 from seqtrain.exchange.messages import Event, Leave, Message, Reply
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.state import ShardState
+from seqtrain.exchange.store import Store
+
+RuleLike: TypeAlias = (
+    optax.GradientTransformation | Callable[[np.ndarray], optax.GradientTransformation]
+)
+_PLAIN = optax.sgd(1.0)
+
+
+def shard_rule(rule: RuleLike, partition: Partition, shard: int) -> optax.GradientTransformation:
+    """The rule of one shard; a rule that looks at whole tensors is made for its blocks."""
+    if isinstance(rule, optax.GradientTransformation):
+        return rule
+    make: Callable = rule
+    return make(partition.segments(shard))
 
 
 class LocalServer:
@@ -29,7 +45,8 @@ class LocalServer:
     Args:
       params: tree of floating point arrays.
       num_shards: how many shards to cut it into.
-      rule: what an update does (any Optax transformation, see `rules`).
+      rule: what an update does: any Optax transformation (see `rules`), or, for rules that look at
+        whole tensors, a function from a shard's `Partition.segments` to one.
       policy: mode, number of replicas, staleness bound.
       device: where the rule runs; None means the first host CPU device.
       lease_s: a replica not heard of for so long is taken to have left; None means never.
@@ -41,7 +58,7 @@ class LocalServer:
         self,
         params: Any,
         num_shards: int = 1,
-        rule: optax.GradientTransformation | None = None,
+        rule: RuleLike = _PLAIN,
         policy: Policy | None = None,
         *,
         device: jax.Device | None = None,
@@ -56,9 +73,13 @@ class LocalServer:
         self._events: list[Event] = []
         self._extra_on_event = on_event
         self._locks = [threading.Lock() for _ in range(num_shards)]
-        rule = rule if rule is not None else optax.sgd(1.0)
         self._shards = [
-            ShardState(values, rule, self.policy, shard=s, device=device, on_event=self._on_event)
+            ShardState(
+                Store(values, shard_rule(rule, self.partition, s), device),
+                self.policy,
+                shard=s,
+                on_event=self._on_event,
+            )
             for s, values in enumerate(self.partition.split(params))
         ]
         self._channels: dict[int, LocalChannel] = {}
@@ -120,7 +141,7 @@ class LocalServer:
     def params(self) -> Pulled:
         """The current parameters and versions, as owned NumPy arrays."""
         with _all(self._locks):
-            values = [shard.values for shard in self._shards]
+            values = [shard.store.read() for shard in self._shards]
             versions = Versions(
                 tuple(shard.version for shard in self._shards),
                 tuple(shard.generation for shard in self._shards),
@@ -131,13 +152,12 @@ class LocalServer:
         """The event log so far; per shard in the order of application."""
         return list(self._events)
 
-    def set_rule(
-        self, rule: optax.GradientTransformation, *, keep_state: bool = False, note: str = ''
-    ) -> None:
+    def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
         """Changes the rule on all shards, between stages (see `ShardState.set_rule`)."""
         with _all(self._locks):
-            for shard in self._shards:
-                shard.set_rule(rule, keep_state=keep_state, note=note)
+            for s, shard in enumerate(self._shards):
+                one = shard_rule(rule, self.partition, s)
+                shard.set_rule(one, keep_state=keep_state, note=note)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """One snapshot per shard, all at one instant: {'arrays': …, 'meta': …}."""

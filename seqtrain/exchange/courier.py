@@ -1,0 +1,242 @@
+"""`Courier`: a replica's half of the protocol, without a thread of its own.
+
+It turns trees into messages and answers into trees, joins again after a shard's restart, sends
+again what was lost on the way, and counts. `Client` runs one in a background thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from seqtrain.exchange.messages import (
+    Ack,
+    Join,
+    Leave,
+    Message,
+    Params,
+    Pull,
+    Push,
+    Reason,
+    Reject,
+    Reply,
+)
+from seqtrain.exchange.partition import Partition
+
+logger = logging.getLogger(__name__)
+
+
+class ExchangeError(RuntimeError):
+    """The exchange cannot go on; the message says why and what to do."""
+
+
+class Versions(NamedTuple):
+    """Where pulled parameters come from: one version and one generation per shard."""
+
+    numbers: tuple[int, ...]
+    generations: tuple[int, ...]
+
+
+class Pulled(NamedTuple):
+    """Parameters and their versions."""
+
+    params: Any
+    versions: Versions
+
+
+class Channel(Protocol):
+    """A replica's line to all shards, as a transport provides it."""
+
+    def send(self, shard: int, message: Message) -> None:
+        """Sends one message; raises `ExchangeError` when the server is gone for good."""
+
+    def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
+        """The next (shard, reply), or None after a timeout or a `wake`."""
+
+    def wake(self) -> None:
+        """Makes a `receive` in another thread return None soon."""
+
+    def close(self) -> None:
+        """Frees the line; idempotent."""
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counters of one replica since it connected.
+
+    Attributes:
+      pushes: updates handed over (each goes to every shard).
+      applied, rejected: answers to them, counted per shard.
+      pulls: parameter trees received.
+      retries: messages sent again for want of an answer.
+      rejoins: times a shard had restarted or had forgotten this replica.
+      bytes_pushed, bytes_pulled: payload.
+      staleness_sum: server age s1 summed over applied (per shard).
+      blocked_s: how long the replica itself had to wait in `push`, `latest` and `pull`.
+      exchange_s: how long the background thread was busy or waiting with pushes and pulls.
+    """
+
+    pushes: int = 0
+    applied: int = 0
+    rejected: int = 0
+    pulls: int = 0
+    retries: int = 0
+    rejoins: int = 0
+    bytes_pushed: int = 0
+    bytes_pulled: int = 0
+    staleness_sum: int = 0
+    blocked_s: float = 0.0
+    exchange_s: float = 0.0
+
+    @property
+    def mean_staleness(self) -> float:
+        """Mean server age s1 over shards and applied pushes."""
+        return self.staleness_sum / self.applied if self.applied else 0.0
+
+
+class Courier:
+    """See the module.
+
+    Args:
+      channel: the transport's line to the shards.
+      partition: how the parameters are cut.
+      worker: this replica's number.
+      in_order: pull the shards one after the other, so that replicas that may have to wait for
+        each other cannot wait in a circle.
+      device: where pulled parameters are put; None leaves them as NumPy arrays.
+      retry_s: after so long without an answer a message is sent again; None means never.
+      stop: asked while waiting: True abandons pulls (pushes are waited for).
+      abandon: asked while waiting: True abandons everything.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        partition: Partition,
+        worker: int,
+        *,
+        in_order: bool = False,
+        device: jax.Device | None = None,
+        retry_s: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        abandon: Callable[[], bool] = lambda: False,
+    ):
+        self.worker = worker
+        self.stats = Stats()
+        self.rejections: collections.deque[Reject] = collections.deque(maxlen=100)
+        self._channel, self._partition = channel, partition
+        self._in_order, self._device, self._retry_s = in_order, device, retry_s
+        self._stop, self._abandon = stop, abandon
+
+    def join(self) -> tuple[Pulled, int] | None:
+        """Joins all shards: the parameters and the first free seq; None when stopped."""
+        replies = self._join(range(self._partition.num_shards))
+        if len(replies) < self._partition.num_shards:
+            return None
+        return self._assemble(replies), 1 + max(r.last_seq for r in replies.values())
+
+    def push(self, update: Any, versions: Versions, seq: int, frames: float, s2: int) -> None:
+        """Sends one update to all shards and waits until each has applied or refused it."""
+        shards = self._partition.split(update)
+        pushes: dict[int, Message] = {
+            s: Push(
+                self.worker, seq, versions.numbers[s], part, frames, s2, versions.generations[s]
+            )
+            for s, part in enumerate(shards)
+        }
+        lost = []
+        for shard, reply in self._ask(pushes, self._abandon).items():
+            if isinstance(reply, Ack):
+                self.stats.applied += 1
+                self.stats.staleness_sum += reply.staleness
+            elif isinstance(reply, Reject) and reply.reason != Reason.DUPLICATE:
+                self._note_rejection(reply)  # (a duplicate is our own retry: one copy was taken)
+                if reply.reason in (Reason.NOT_JOINED, Reason.GENERATION):
+                    lost.append(shard)
+        self.stats.bytes_pushed += sum(part.nbytes for part in shards)
+        if lost:
+            self.stats.rejoins += 1
+            self._join(lost)
+
+    def pull(self) -> Pulled | None:
+        """The parameters of all shards; None when stopped meanwhile."""
+        shards = range(self._partition.num_shards)
+        replies: dict[int, Params] = {}
+        for group in [[s] for s in shards] if self._in_order else [list(shards)]:
+            replies |= self._ask_params({s: Pull(self.worker) for s in group})
+        return self._assemble(replies) if len(replies) == len(shards) else None
+
+    def leave(self) -> None:
+        """Says good-bye to all shards."""
+        for shard in range(self._partition.num_shards):
+            self._channel.send(shard, Leave(self.worker))
+
+    def _join(self, shards: Iterable[int]) -> dict[int, Params]:
+        return self._ask_params({s: Join(self.worker) for s in shards})
+
+    def _assemble(self, replies: dict[int, Params]) -> Pulled:
+        shards = [replies[s] for s in range(self._partition.num_shards)]
+        tree = self._partition.join([params.values for params in shards])
+        if self._device is not None:
+            tree = jax.device_put(tree, self._device)
+        self.stats.pulls += 1
+        self.stats.bytes_pulled += 4 * self._partition.size
+        numbers = tuple(params.version for params in shards)
+        return Pulled(tree, Versions(numbers, tuple(params.generation for params in shards)))
+
+    def _ask_params(self, messages: dict[int, Message]) -> dict[int, Params]:
+        """Asks for values. A shard that does not know this replica (any more) is joined again."""
+        replies: dict[int, Params] = {}
+        while messages and not self._stop():
+            again = {}
+            for shard, reply in self._ask(messages, self._stop).items():
+                if isinstance(reply, Params):
+                    replies[shard] = reply
+                elif isinstance(reply, Reject):
+                    self._note_rejection(reply)
+                    self.stats.rejoins += 1
+                    again[shard] = Join(self.worker)
+            messages = dict(again)
+        return replies
+
+    def _ask(self, messages: dict[int, Message], stop: Callable[[], bool]) -> dict[int, Reply]:
+        """Sends one message per shard and waits for the answers, or until told to stop."""
+        waiting, replies = dict(messages), dict[int, Reply]()
+        for shard, message in messages.items():
+            self._channel.send(shard, message)
+        while waiting and not stop():
+            got = self._channel.receive(self._retry_s)
+            if got is None:
+                self._send_again(waiting)
+                continue
+            shard, reply = got
+            if shard in waiting and answers(waiting[shard], reply):
+                replies[shard] = reply
+                del waiting[shard]
+        return replies
+
+    def _send_again(self, waiting: dict[int, Message]) -> None:
+        if self._retry_s is None:
+            return  # woken up, nothing is missing
+        for shard, message in waiting.items():
+            self._channel.send(shard, message)
+            self.stats.retries += 1
+
+    def _note_rejection(self, reply: Reject) -> None:
+        if reply.reason in (Reason.CLOSED, Reason.UNKNOWN_WORKER):
+            raise ExchangeError(reply.text)
+        logger.warning('Replica %d: %s', self.worker, reply.text)
+        self.rejections.append(reply)
+        self.stats.rejected += 1
+
+
+def answers(message: Message, reply: Reply) -> bool:
+    """Whether a reply belongs to a message; late or doubled replies do not."""
+    if isinstance(message, Push):
+        return isinstance(reply, Ack | Reject) and reply.seq == message.seq
+    return isinstance(reply, Params) or (isinstance(reply, Reject) and reply.seq == -1)
