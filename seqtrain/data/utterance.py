@@ -58,11 +58,13 @@ class Utterance:
     id: str
     speaker: str
     text: str
-    audio: bytes | pathlib.Path | None = None
+    audio: bytes | pathlib.Path | None = dataclasses.field(default=None, repr=False)
     start_s: float | None = None
     end_s: float | None = None
-    features: Float32[np.ndarray, 'T F'] | None = None
-    alignment: tuple[tuple[str, float, float], ...] | None = None
+    features: Float32[np.ndarray, 'T F'] | None = dataclasses.field(default=None, repr=False)
+    alignment: tuple[tuple[str, float, float], ...] | None = dataclasses.field(
+        default=None, repr=False
+    )
     problem: str = ''
 
     @functools.cached_property
