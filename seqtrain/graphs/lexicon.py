@@ -119,6 +119,20 @@ class Lexicon:
             raise LexiconError(f'{path}: no entries; lines are `WORD phone phone ...`.')
         return cls.from_dict(entries, phones=phones, silence=silence)
 
+    def of_phones(self) -> Lexicon:
+        """The lexicon whose words are the phones themselves (without silence), to decode phones."""
+        spoken = {phone: [(phone,)] for phone in self.phones if phone != self.silence}
+        return Lexicon.from_dict(spoken, phones=self.phones, silence=self.silence)
+
+    def canonical(self, words: str | Sequence[str]) -> tuple[str, ...]:
+        """Phone names of a transcript by each word's first pronunciation, without silences.
+
+        The reference of a phone error rate. Raises OovError, or ValueError for an empty transcript.
+        """
+        words = split_words(words)
+        self.check(words)
+        return tuple(phone for word in words for phone in self.pronunciations[word][0])
+
     @property
     def words(self) -> tuple[str, ...]:
         """All words, sorted."""

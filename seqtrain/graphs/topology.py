@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from seqtrain.fsa.operations import outgoing
 EPSILON = -1
 _START = -1
 
-Arc = tuple[int, Hashable, float, int]
-"""An arc of a phone graph: (phone or EPSILON, output symbol, log-weight, destination)."""
+Arc = tuple[int, int | None, float, int]
+"""An arc of a phone graph: (phone or EPSILON, output label or None, log-weight, destination)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +133,14 @@ class Expansion:
     the phone's HMM states.
 
     Attributes:
-      arcs: (src, pdf or EPSILON, output symbol, log-weight, dst).
+      arcs: (src, pdf or EPSILON, output label or None, log-weight, dst).
       ends: (state, graph state) where the graph may end or go on.
       num_states: states of the result; the start states come first.
     """
 
     topology: Topology
     out: Mapping[int, Sequence[Arc]]
-    arcs: list[tuple[int, int, Hashable, float, int]] = dataclasses.field(default_factory=list)
+    arcs: list[tuple[int, int, int | None, float, int]] = dataclasses.field(default_factory=list)
     ends: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     num_states: int = 0
     _nodes: dict[tuple, int] = dataclasses.field(default_factory=dict)

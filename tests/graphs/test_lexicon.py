@@ -106,3 +106,12 @@ def test_silence_probability_is_kept(lexicon):
     always = training_phones(['x y z'] * 5, lexicon, silence_probability=1.0)
     assert not any(0 in phones for phones in never)
     assert all(phones.count(0) == 4 for phones in always)
+
+
+def test_phones_as_words(lexicon):
+    phones = lexicon.of_phones()
+    assert phones.phones == lexicon.phones
+    assert phones.words == ('a', 'b')
+    assert lexicon.canonical('x z') == ('a', 'b')
+    with pytest.raises(OovError, match='q'):
+        lexicon.canonical(['q'])

@@ -1,0 +1,120 @@
+"""Error rates of hypotheses, by jiwer; Kaldi `text` files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class WerResult:
+    """Errors of a set of utterances against their references.
+
+    Attributes:
+      words: reference words.
+      errors: insertions + deletions + substitutions.
+      insertions: hypothesis words without a reference word.
+      deletions: reference words without a hypothesis word.
+      substitutions: words taken for others.
+      missing: references without a hypothesis; their words count as deleted.
+      utterances: (errors, reference words) by utterance id.
+    """
+
+    words: int
+    errors: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    missing: int
+    utterances: Mapping[str, tuple[int, int]]
+
+    @property
+    def wer(self) -> float:
+        """Errors per reference word, a fraction; 0 where there are neither, inf without words."""
+        if self.words:
+            return self.errors / self.words
+        return float('inf') if self.errors else 0.0
+
+    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0):
+        """Bootstrap interval of the WER over utterances: (low, high), fractions.
+
+        Utterances are drawn with replacement (Bisani and Ney 2004).
+        """
+        counts = np.array(list(self.utterances.values()), np.float64).reshape(-1, 2)
+        rng = np.random.default_rng(seed)
+        drawn = counts[rng.integers(len(counts), size=(resamples, len(counts)))].sum(axis=1)
+        rates = drawn[:, 0] / np.maximum(drawn[:, 1], 1.0)
+        low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        return (
+            f'{100 * self.wer:.2f} % [{self.errors} / {self.words}, {self.insertions} ins, '
+            f'{self.deletions} del, {self.substitutions} sub]'
+        )
+
+
+def score_wer(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> WerResult:
+    """Word error rate; give phone strings to get a phone error rate.
+
+    Args:
+      references: text by utterance id; an empty one makes every hypothesis word an insertion.
+      hypotheses: text by utterance id; a missing one counts as empty.
+
+    Raises:
+      ValueError: no references, or hypotheses of utterances that are not among them.
+    """
+    import jiwer
+
+    if not references:
+        raise ValueError('No references to score against.')
+    if unknown := sorted(set(hypotheses) - set(references)):
+        raise ValueError(f'Hypotheses without a reference: {" ".join(unknown[:5])}.')
+    insertions = deletions = substitutions = words = 0
+    utterances = {}
+    for utterance, reference in sorted(references.items()):
+        hypothesis = hypotheses.get(utterance, '')
+        length = len(reference.split())
+        if length:
+            found = jiwer.process_words(reference, hypothesis)
+            counts = (found.insertions, found.deletions, found.substitutions)
+        else:  # jiwer has no rate for an empty reference
+            counts = (len(hypothesis.split()), 0, 0)
+        insertions += counts[0]
+        deletions += counts[1]
+        substitutions += counts[2]
+        words += length
+        utterances[utterance] = (sum(counts), length)
+    return WerResult(
+        words=words,
+        errors=insertions + deletions + substitutions,
+        insertions=insertions,
+        deletions=deletions,
+        substitutions=substitutions,
+        missing=len(set(references) - set(hypotheses)),
+        utterances=utterances,
+    )
+
+
+def write_text(path: str | os.PathLike, texts: Mapping[str, str]) -> None:
+    """Writes a Kaldi `text` file: `utterance word word ...`, sorted by utterance."""
+    lines = [f'{utterance} {text}'.rstrip() + '\n' for utterance, text in sorted(texts.items())]
+    pathlib.Path(path).write_text(''.join(lines), encoding='utf-8')
+
+
+def read_text(path: str | os.PathLike) -> dict[str, str]:
+    """Reads a Kaldi `text` file; an id that stands there twice is a ValueError with its line."""
+    result: dict[str, str] = {}
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    for number, line in enumerate(lines, start=1):
+        utterance, _, text = line.strip().partition(' ')
+        if not utterance:
+            continue
+        if utterance in result:
+            raise ValueError(f'{path}:{number}: utterance {utterance!r} is there twice.')
+        result[utterance] = ' '.join(text.split())
+    return result

@@ -1,0 +1,53 @@
+"""Error rates, bootstrap intervals and Kaldi text files."""
+
+import pytest
+
+from seqtrain.decoding import read_text, score_wer, write_text
+
+
+def test_counts_by_hand():
+    references = {'u1': 'a b c', 'u2': 'a b', 'u3': 'd'}
+    result = score_wer(references, {'u1': 'a x c', 'u2': 'b', 'u3': 'd e e'})
+    assert (result.substitutions, result.deletions, result.insertions) == (1, 1, 2)
+    assert (result.errors, result.words, result.missing) == (4, 6, 0)
+    assert result.wer == pytest.approx(4 / 6)
+    assert result.utterances == {'u1': (1, 3), 'u2': (1, 2), 'u3': (2, 1)}
+    assert str(result) == '66.67 % [4 / 6, 2 ins, 1 del, 1 sub]'
+
+
+def test_empty_references_and_missing_hypotheses():
+    result = score_wer({'u1': '', 'u2': 'a b', 'u3': ''}, {'u1': 'x y', 'u3': ''})
+    assert (result.insertions, result.deletions, result.words) == (2, 2, 2)
+    assert result.missing == 1
+    assert score_wer({'u': ''}, {'u': 'x'}).wer == float('inf')
+    assert score_wer({'u': ''}, {'u': ''}).wer == 0.0
+
+
+def test_words_are_compared_as_they_are():
+    assert score_wer({'u': 'A  b'}, {'u': 'a b'}).errors == 1
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match='No references'):
+        score_wer({}, {})
+    with pytest.raises(ValueError, match='without a reference: q'):
+        score_wer({'u': 'a'}, {'q': 'a'})
+
+
+def test_interval_holds_the_rate_and_is_repeatable():
+    references = {f'u{i}': 'a b c d' for i in range(50)}
+    hypotheses = {f'u{i}': 'a b c d' if i % 5 else 'a x c' for i in range(50)}
+    result = score_wer(references, hypotheses)
+    low, high = result.interval(seed=1)
+    assert 0 < low < result.wer < high < 3 * result.wer
+    assert (low, high) == result.interval(seed=1)
+
+
+def test_text_round_trip(tmp_path):
+    texts = {'u2': 'b a', 'u1': '', 'u3': 'é ü'}
+    write_text(tmp_path / 'text', texts)
+    assert (tmp_path / 'text').read_text() == 'u1\nu2 b a\nu3 é ü\n'
+    assert read_text(tmp_path / 'text') == texts
+    (tmp_path / 'text').write_text('u1 a\n\nu1 b\n')
+    with pytest.raises(ValueError, match=r"text:3: utterance 'u1'"):
+        read_text(tmp_path / 'text')
