@@ -38,7 +38,7 @@ class Dnn(nnx.Module):
 
     def __init__(self, config: DnnConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.hidden = nnx.List([])
+        self.hidden: nnx.List[nnx.Linear] = nnx.List([])
         width = config.num_inputs * (config.left + 1 + config.right)
         he = nnx.initializers.he_normal()
         for _ in range(config.num_layers):

@@ -41,8 +41,8 @@ class Tdnn(nnx.Module):
 
     def __init__(self, config: TdnnConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.hidden = nnx.List([])
-        self.norms = nnx.List([])
+        self.hidden: nnx.List[nnx.Linear] = nnx.List([])
+        self.norms: nnx.List[nnx.LayerNorm] = nnx.List([])
         width = config.num_inputs
         for offsets in config.offsets:
             self.hidden.append(nnx.Linear(width * len(offsets), config.num_hidden, rngs=rngs))

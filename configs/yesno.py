@@ -1,0 +1,18 @@
+"""yesno (OpenSLR SLR1): eight Hebrew words an utterance, one speaker.
+
+    python launch/train.py --config=configs/yesno.py --workdir=workdirs/yesno
+
+Downloads the archive (4.7 MB); a local copy: --config.data.source=waves_yesno.tar.gz
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'yesno'
+    config.data.corpus = 'yesno'
+    config.graph.word_lm_order = 0  # every training utterance begins with NO, every test one not
+    config.model.num_hidden = 96
+    config.exchange.num_replicas = 2
+    return config

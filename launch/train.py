@@ -1,0 +1,40 @@
+"""Trains and scores one experiment.
+
+    python launch/train.py --config=configs/yesno.py --workdir=DIR [--config.field=value ...]
+
+The same command goes on with an interrupted run. The last line is JSON.
+"""
+
+import json
+import logging
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from seqtrain.training import errors, experiment
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.', required=True)
+_QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar.')
+flags.mark_flag_as_required('config')
+
+
+def main(argv):
+    del argv
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger('seqtrain').setLevel(logging.INFO)
+    try:
+        result = experiment.run(_CONFIG.value, _WORKDIR.value, quiet=_QUIET.value)
+    except errors.FOR_USERS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
+    except KeyboardInterrupt:
+        print(f'Interrupted; the same command goes on from here: {_WORKDIR.value}', file=sys.stderr)
+        sys.exit(130)
+    print(f'Report: {_WORKDIR.value}/report.html')
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    app.run(main)

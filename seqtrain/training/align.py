@@ -1,0 +1,81 @@
+"""Alignments of the training set: the flat start, then Viterbi with the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from seqtrain.data.leases import Lease
+from seqtrain.graphs import Lexicon, Topology
+from seqtrain.training import bootstrap
+from seqtrain.training.batching import Batcher
+from seqtrain.training.prepare import TrainingData
+
+
+def flat_start(data: TrainingData) -> list[np.ndarray]:
+    """i32[U] per utterance: silence by energy, speech cut uniformly into the words' phones.
+
+    The first pronunciation of every word is taken; the energy of a frame is the mean of its
+    log-mel features, which normalisation shifts and scales but does not reorder much.
+    """
+    silence = _phone_pdfs(data.topology, 0)
+    labels = []
+    for text, frames in zip(data.features.texts, data.features.features, strict=True):
+        speech = bootstrap.energy_speech_mask(frames[:: data.subsampling].mean(-1))
+        phones = [_phone_pdfs(data.topology, p) for p in _first_phones(text, data.lexicon)]
+        labels.append(bootstrap.uniform_alignment(speech, phones, silence))
+    return labels
+
+
+def realign(
+    align: Callable[..., Any],
+    params: Any,
+    batcher: Batcher,
+    labels: Sequence[np.ndarray],
+    devices: Sequence[jax.Device],
+    parts: Sequence[Sequence[int]],
+) -> list[np.ndarray]:
+    """Viterbi alignments of all utterances; each replica aligns its own part on its own device.
+
+    Args:
+      align: `align(params, batch) -> (score, pdfs)`, see `steps.make_align`.
+      params: the network's parameters.
+      batcher: without augmentation.
+      labels: the alignments so far, kept where no path is found.
+      devices: one per replica.
+      parts: the utterances of each replica.
+    """
+    new = list(labels)
+    data = batcher.data
+
+    def run(number: int) -> None:
+        device = devices[number]
+        local = jax.device_put(params, device)
+        groups = data.buckets.plan(parts[number], data.features.num_frames.tolist())
+        for bucket, indices in groups:
+            batch = batcher.make(Lease((0, 0, 0), bucket, tuple(indices)), device)
+            pdfs = np.asarray(align(local, batch.device)[1])
+            for row, index in enumerate(indices):
+                path = pdfs[row, : data.output_lengths[index]]
+                if (path >= 0).all():
+                    new[index] = path.astype(np.int32)
+
+    run_parts = [n for n in range(len(devices)) if len(parts[n])]
+    with ThreadPoolExecutor(len(devices)) as pool:
+        list(pool.map(run, run_parts))
+    return new
+
+
+def _first_phones(text: str, lexicon: Lexicon) -> list[int]:
+    return [p for word in text.split() for p in lexicon.variants(word)[0]]
+
+
+def _phone_pdfs(topology: Topology, phone: int) -> list[int]:
+    """The pdfs of a phone's states in time order: each state's forward pdf, then its loop pdf."""
+    forward, loop = topology.pdfs(-1, phone)
+    pdfs = [pdf for pair in zip(forward, loop, strict=True) for pdf in pair]
+    return list(dict.fromkeys(pdfs))

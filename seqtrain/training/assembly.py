@@ -1,0 +1,158 @@
+"""The parts of an experiment, made from its config: corpora, network, server, criteria.
+
+The only module that turns config sections into the layers' own dataclasses.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+
+from seqtrain import exchange, models, ops
+from seqtrain.data import augment, corpora, kaldi
+from seqtrain.data.features import FeatureConfig
+from seqtrain.data.utterance import DataError, Utterance
+from seqtrain.exchange import rules
+from seqtrain.graphs import Lexicon
+from seqtrain.training import devices, prepare, steps
+from seqtrain.training.batching import Batcher
+from seqtrain.training.config import pick, section
+
+RULES: dict[str, Callable[[Any], rules.Rule]] = {
+    'adam': rules.adam,
+    'downpour_adagrad': rules.downpour_adagrad,
+    'sgd': rules.sgd,
+}
+
+
+def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
+    """The records of `train` or `test`.
+
+    Raises:
+      DataError: the corpus or the folder is not there; the message says what to do.
+    """
+    name = getattr(data, split)
+    if data.corpus == 'kaldi':
+        records = list(kaldi.read_dir(name))
+    else:
+        records = list(_corpus(data, name).utterances)
+    limit = getattr(data, f'max_{split}')
+    return records[:limit] if limit else records
+
+
+def load_lexicon(data: ml_collections.ConfigDict) -> Lexicon:
+    """The lexicon that the config names, or the corpus's own."""
+    if data.lexicon:
+        return Lexicon.read(data.lexicon)
+    if data.corpus == 'kaldi':
+        raise DataError(
+            'A Kaldi directory has no lexicon of its own: give --config.data.lexicon=FILE, with '
+            'lines of a word and its phones.'
+        )
+    return Lexicon.from_dict(_corpus(data, data.train).lexicon)
+
+
+def _corpus(data: ml_collections.ConfigDict, split: str) -> corpora.Corpus:
+    return corpora.load(
+        data.corpus, split, source=data.source or None, cache_dir=devices.cache_root(data.cache_dir)
+    )
+
+
+def feature_config(config: ml_collections.ConfigDict) -> FeatureConfig:
+    return section(FeatureConfig, config.features)
+
+
+def training_data(config: ml_collections.ConfigDict) -> prepare.TrainingData:
+    """Features and graphs of the training set."""
+    data = config.data
+    return prepare.training_data(
+        load_split(data, 'train'),
+        load_lexicon(data),
+        feature_config(config),
+        prepare.GraphConfig(
+            **pick(config.graph, 'topology', 'optional_silence', 'phone_lm_order'),
+            seed=config.seed,
+        ),
+        subsampling=config.model.subsampling,
+        num_buckets=data.num_buckets,
+        batch_size=data.batch_size,
+        copies=list(itertools.product(data.speeds, data.vtln)),
+        cache_dir=str(devices.cache_root(data.cache_dir) / 'features'),
+    )
+
+
+def batcher(config: ml_collections.ConfigDict, data: prepare.TrainingData) -> Batcher:
+    masks = section(augment.SpecAugmentConfig, config.spec_augment)
+    return Batcher(data, config.seed, masks if config.data.spec_augment else None)
+
+
+def network(
+    config: ml_collections.ConfigDict, num_inputs: int, num_outputs: int
+) -> tuple[steps.Network, Any]:
+    """The model and its initial parameters."""
+    model = config.model
+    size = {'num_inputs': num_inputs, 'num_outputs': num_outputs}
+    shared = pick(model, 'num_hidden', 'subsampling', 'dropout')
+    rngs = nnx.Rngs(config.seed)
+    if model.kind == 'tdnn':
+        offsets = tuple(tuple(o) for o in model.offsets)
+        made: Any = models.Tdnn(models.TdnnConfig(**size, **shared, offsets=offsets), rngs=rngs)
+    elif model.kind == 'dnn':
+        context = pick(model, 'num_layers', 'left', 'right')
+        made = models.Dnn(models.DnnConfig(**size, **shared, **context), rngs=rngs)
+    else:
+        raise ValueError(f'config.model.kind is {model.kind!r}; choose tdnn or dnn.')
+    return steps.Network.make(made)
+
+
+def rule(config: ml_collections.ConfigDict, kind: str) -> rules.Rule:
+    """The server's rule for stages of this kind, with its learning rate schedule."""
+    name = config.exchange.rule
+    if name not in RULES:
+        raise ValueError(f'config.exchange.rule is {name!r}; choose one of {sorted(RULES)}.')
+    if kind == 'ce':
+        return RULES[name](config.bootstrap.learning_rate)
+    per_version = config.exchange.num_replicas if config.exchange.mode == 'sync' else 1
+    first, last = config.mmi.learning_rate, config.mmi.final_learning_rate
+    versions = max(1, config.mmi.updates // per_version)
+    return RULES[name](optax.exponential_decay(first, versions, last / first))
+
+
+def server(
+    config: ml_collections.ConfigDict, params: Any, kind: str, on_event: Callable[..., None]
+) -> exchange.LocalServer:
+    """The parameter server, with the rule of the stage that begins."""
+    settings = config.exchange
+    if settings.transport != 'local':
+        raise ValueError(f'config.exchange.transport is {settings.transport!r}; choose local.')
+    policy = exchange.Policy(
+        mode=settings.mode,
+        num_workers=settings.num_replicas,
+        max_staleness=None if settings.max_staleness < 0 else settings.max_staleness,
+        on_stale=settings.on_stale,
+    )
+    return exchange.LocalServer(
+        params, settings.num_shards, rule(config, kind), policy, on_event=on_event
+    )
+
+
+def step(config: ml_collections.ConfigDict, net: steps.Network, kind: str) -> Callable[..., Any]:
+    """The compiled step of a kind of stage; its further arguments are `step_args`."""
+    if kind == 'ce':
+        return steps.make_step(net, steps.cross_entropy, config.exchange.clip_norm)
+    weights = steps.MmiConfig(**pick(config.mmi, 'leaky', 'ce_weight', 'output_l2'))
+    return steps.make_step(
+        net,
+        lambda log_prior, graph: steps.lf_mmi(log_prior, graph, weights),
+        config.exchange.clip_norm,
+    )
+
+
+def step_args(kind: str, log_prior: np.ndarray, denominator: ops.Graph) -> tuple[Any, ...]:
+    return (log_prior,) if kind == 'ce' else (log_prior, denominator)

@@ -1,0 +1,163 @@
+"""Error rates on the test set, written beside the hypotheses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from typing import Any
+
+import ml_collections
+
+from seqtrain.data import features as feature_lib
+from seqtrain.data.features import FeatureSet
+from seqtrain.data.utterance import Skipped
+from seqtrain.decoding import Decoder, score_wer, write_text
+from seqtrain.graphs import Lexicon
+from seqtrain.training import assembly, devices, recognizer
+from seqtrain.training.config import pick
+from seqtrain.training.prepare import TrainingData
+from seqtrain.training.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One row of the error table; rates are fractions.
+
+    Attributes:
+      model: which network, e.g. 'ce'.
+      unit: 'word' or 'phone'.
+      wer: errors over reference words (or phones); `low` and `high` are its 95 % interval by
+        bootstrap over utterances.
+      words, errors, insertions, deletions, substitutions: counts.
+      not_decoded: test utterances without a complete hypothesis.
+      seconds: wall-clock time of network and search.
+    """
+
+    model: str
+    unit: str
+    wer: float
+    low: float
+    high: float
+    words: int
+    errors: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    not_decoded: int
+    seconds: float
+
+
+class Evaluator:
+    """Scores networks on one test set.
+
+    Attributes:
+      scores: what was scored so far (in earlier parts of a resumed run, too).
+      skipped: test utterances that could not be used; their words count as deleted.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        references: dict[str, dict[str, str]],
+        recognizers: dict[str, recognizer.Recognizer],
+        workdir: Workdir,
+    ):
+        self._features, self._references = features, references
+        self._recognizers, self._workdir = recognizers, workdir
+        self.skipped: tuple[Skipped, ...] = features.skipped
+        self.scores: list[Score] = []
+
+    @classmethod
+    def make(
+        cls, config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
+    ) -> Evaluator:
+        """Loads the test set, builds the decoding graphs and writes `workdir/model`."""
+        records = assembly.load_split(config.data, 'test')
+        settings = dataclasses.replace(
+            assembly.feature_config(config), sample_rate=data.features.sample_rate
+        )
+        cache = str(devices.cache_root(config.data.cache_dir) / 'features')
+        features = feature_lib.compute(records, settings, cache)
+        texts = {r.id: r.text for r in records if r.text}
+        return cls(
+            features,
+            _references(texts, data.lexicon, config.decode.phone_error_rate),
+            _recognizers(config, data, workdir),
+            workdir,
+        )
+
+    def score(self, model: str, params: Any) -> None:
+        """Decodes the test set with these parameters and adds to `scores`."""
+        for unit, references in self._references.items():
+            folder = self._workdir.sub('decode') / f'{model}-{unit}'
+            folder.mkdir(exist_ok=True)
+            if (folder / 'score.json').exists():
+                score = Score(**json.loads((folder / 'score.json').read_text()))
+            else:
+                score = self._decode(model, unit, params, references)
+                (folder / 'score.json').write_text(json.dumps(dataclasses.asdict(score)) + '\n')
+            self.scores.append(score)
+            logger.info('%s %s error rate: %s', model, unit, _line(score))
+
+    def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
+        started = time.perf_counter()
+        hypotheses = self._recognizers[unit](params, self._features)
+        seconds = time.perf_counter() - started
+        texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
+        write_text(self._workdir.path / 'decode' / f'{model}-{unit}' / 'text', texts)
+        result = score_wer(references, {k: v for k, v in texts.items() if k in references})
+        low, high = result.interval()
+        counts = pick(result, 'words', 'errors', 'insertions', 'deletions', 'substitutions')
+        failed = sum(not hypothesis.ok for hypothesis in hypotheses.values())
+        return Score(
+            model, unit, result.wer, low, high, **counts, not_decoded=failed, seconds=seconds
+        )
+
+
+def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:
+    """Texts per unit; a transcript with unknown words has no phones and is left out there."""
+    references = {'word': texts}
+    if phones:
+        known = {
+            name: text
+            for name, text in texts.items()
+            if all(word in lexicon.pronunciations for word in text.split())
+        }
+        references['phone'] = {
+            name: recognizer.phone_text(text, lexicon) for name, text in known.items()
+        }
+    return references
+
+
+def _recognizers(
+    config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
+) -> dict[str, recognizer.Recognizer]:
+    texts = data.features.texts
+    graphs = {
+        'word': recognizer.word_graph(
+            texts, data.lexicon, data.topology, config.graph.word_lm_order, config.graph.word_lm
+        )
+    }
+    if config.decode.phone_error_rate:
+        graphs['phone'] = recognizer.phone_graph(texts, data.lexicon, data.topology)
+    files = recognizer.ModelFiles(
+        data.features.dim, data.topology.num_pdfs, data.features.sample_rate, tuple(graphs)
+    )
+    files.write(workdir.sub('model'), graphs)
+    network, _ = assembly.network(config, files.num_inputs, files.num_outputs)
+    search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
+    return {
+        unit: recognizer.Recognizer(network, Decoder(graph, **search))
+        for unit, graph in graphs.items()
+    }
+
+
+def _line(score: Score) -> str:
+    return (
+        f'{100 * score.wer:.2f} % [{score.errors} / {score.words}, {score.insertions} ins, '
+        f'{score.deletions} del, {score.substitutions} sub] in {score.seconds:.1f} s'
+    )

@@ -1,0 +1,228 @@
+"""One experiment: prepare, bootstrap by cross-entropy, sequence training, decoding, report.
+
+Order on a restart: config check → data and graphs (cached) → newest checkpoint, if any → the stage
+that it stands in, from the update that it stands at → what follows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from seqtrain import exchange, ops
+from seqtrain.data.leases import LeaseBook, split_by_speaker
+from seqtrain.training import align, assembly, bootstrap, devices, evaluate, run_report, steps
+from seqtrain.training.batching import Batcher
+from seqtrain.training.checkpoint import Checkpoints, Position
+from seqtrain.training.leasing import LeaseDesk
+from seqtrain.training.monitor import Monitor
+from seqtrain.training.replica import CompileGate, Work
+from seqtrain.training.stage import Stage, plan, run_stage
+from seqtrain.training.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool = False) -> dict:
+    """Runs an experiment, or what is left of it, and returns its result as JSON types.
+
+    Args:
+      config: see `seqtrain.training.config.default`.
+      path: the run's folder.
+      quiet: no progress bar.
+
+    Raises:
+      WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says what to do.
+      KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
+    """
+    devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
+    with Workdir(path, config.to_dict()) as workdir:
+        experiment = Experiment(config, workdir, quiet)
+        try:
+            experiment.train()
+            result = experiment.result()
+        finally:
+            experiment.close()
+        (workdir.path / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+        return result
+
+
+class Experiment:
+    """What a run holds in memory; the main thread's."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir, quiet: bool = False):
+        self.config, self.workdir = config, workdir
+        self.stages = plan(config.bootstrap.rounds, config.bootstrap.updates, config.mmi.updates)
+        self.data = assembly.training_data(config)
+        self.evaluator = evaluate.Evaluator.make(config, self.data, workdir)
+        self.network, params = assembly.network(
+            config, self.data.features.dim, self.data.topology.num_pdfs
+        )
+        self.batcher = assembly.batcher(config, self.data)
+        self.denominator = jax.device_get(ops.pack(self.data.denominator))
+        self.devices = devices.replica_devices(config.exchange.num_replicas)
+        self.checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
+        position = self.checkpoints.latest()
+        self.monitor = Monitor(
+            workdir.path,
+            sum(stage.updates for stage in self.stages),
+            resume_at=position.updates if position else 0,
+            quiet=quiet,
+        )
+        self.book = self._lease_book()
+        self.gate = CompileGate()
+        self._align = steps.make_align(self.network)
+        self._steps: dict[str, Any] = {}
+        self._stage = position.stage if position else 0
+        self._completed = position.completed if position else 0
+        self.labels: list[np.ndarray] = []
+        self.log_prior = np.zeros(0, np.float32)
+        self.server = self._server(params)
+        self._restore(position)
+
+    def train(self) -> None:
+        """Runs the stages that are left."""
+        for index in range(self._stage, len(self.stages)):
+            stage = self.stages[index]
+            if self._completed == 0:
+                self._begin(index, stage)
+            self._run(stage)
+            self._stage, self._completed = index + 1, 0
+
+    def result(self) -> dict[str, Any]:
+        """Scores the trained network, writes the report, returns the last line of JSON."""
+        self.evaluator.score('mmi', self.server.params().params)
+        result = run_report.summary(self)
+        run_report.write(self)
+        return result
+
+    def close(self) -> None:
+        self.server.close()
+        self.monitor.close()
+        self.checkpoints.close()
+
+    # -- stages -----------------------------------------------------------------------------
+
+    def _begin(self, index: int, stage: Stage) -> None:
+        """What happens between stages: score the baseline, change the rule, realign."""
+        params = self.server.params().params
+        if stage.kind == 'mmi':
+            self.evaluator.score('ce', params)
+        if index and self.stages[index - 1].kind != stage.kind:
+            self.server.set_rule(assembly.rule(self.config, stage.kind), note=stage.name)
+        if stage.realign:
+            batcher = Batcher(self.data, self.config.seed)
+            self.labels = align.realign(
+                self._align, params, batcher, self.labels, self.devices, self._parts()
+            )
+            self.log_prior = self._priors()
+
+    def _run(self, stage: Stage) -> None:
+        settings = self.config.exchange
+        if stage.kind not in self._steps:
+            self._steps[stage.kind] = assembly.step(self.config, self.network, stage.kind)
+        work = Work(
+            stage.name,
+            self._steps[stage.kind],
+            assembly.step_args(stage.kind, self.log_prior, self.denominator),
+            self.batcher,
+            self.labels,
+        )
+        desk = LeaseDesk(
+            self.book,
+            settings.num_replicas,
+            stage.updates - self._completed,
+            equal_shares=settings.mode == 'sync',
+        )
+        done_before = self._completed
+
+        def checkpoint() -> None:
+            done, leases = desk.state()
+            self._completed = done_before + done
+            self._save(leases)
+
+        try:
+            run_stage(
+                self.server,
+                self.devices,
+                work,
+                desk,
+                self.monitor,
+                self.gate,
+                every_updates=self.config.checkpoint.every_updates,
+                checkpoint=checkpoint,
+                overlap=settings.overlap,
+            )
+        finally:
+            checkpoint()
+
+    def _save(self, leases: dict[str, Any]) -> None:
+        stage, completed = self._stage, self._completed
+        if completed >= self.stages[stage].updates:
+            stage, completed = stage + 1, 0
+        self.checkpoints.save(
+            Position(
+                stage,
+                completed,
+                len(self.monitor.updates),
+                self.server.snapshot(),
+                leases,
+                np.concatenate(self.labels),
+                self.log_prior,
+            )
+        )
+        self.monitor.flush()
+
+    # -- state ------------------------------------------------------------------------------
+
+    def _server(self, params: Any) -> exchange.LocalServer:
+        # At the very start of a stage the rule is still the one of the stage before.
+        stage = self.stages[max(0, self._stage - (self._completed == 0))]
+        return assembly.server(self.config, params, stage.kind, self.monitor.on_event)
+
+    def _restore(self, position: Position | None) -> None:
+        if position is None:
+            self.labels = align.flat_start(self.data)
+            self.log_prior = self._priors()
+            return
+        self.server.restore(position.shards)
+        self.book.restore(position.leases)
+        self.labels = np.split(position.labels, np.cumsum(self.data.output_lengths)[:-1])
+        self.log_prior = position.log_prior
+        logger.info('Continuing from update %d.', position.updates)
+
+    def _priors(self) -> np.ndarray:
+        return bootstrap.log_priors(self.labels, self.data.topology.num_pdfs)
+
+    def _lease_book(self) -> LeaseBook:
+        data, frames = self.data, self.data.features.num_frames
+        return LeaseBook(
+            len(data),
+            lambda order: data.buckets.plan(order, frames.tolist()),
+            self.config.exchange.num_replicas,
+            self.config.seed,
+            speakers=data.features.speakers if self._by_speaker else None,
+            weights=frames,
+        )
+
+    @property
+    def _by_speaker(self) -> bool:
+        split_by = self.config.data.split_by
+        if split_by not in ('utterance', 'speaker'):
+            raise ValueError(f'config.data.split_by is {split_by!r}; choose utterance or speaker.')
+        return split_by == 'speaker'
+
+    def _parts(self) -> Sequence[Sequence[int]]:
+        """The utterances that each replica aligns: its own."""
+        num = self.config.exchange.num_replicas
+        if not self._by_speaker:
+            return [range(n, len(self.data), num) for n in range(num)]
+        features = self.data.features
+        return split_by_speaker(features.speakers, num, features.num_frames)

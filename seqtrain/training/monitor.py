@@ -1,0 +1,199 @@
+"""What a run remembers of its updates: in memory, as JSON lines, in TensorBoard, on the screen.
+
+Replicas call `add` from their threads; the main thread waits on `wait_for`. Rows are written to
+`updates.jsonl` and `events.jsonl` when a checkpoint is made, so that a resumed run continues
+exactly where its checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich import progress as rich_progress
+from tensorboardX import SummaryWriter
+
+from seqtrain.exchange import Event
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One push as its replica saw it.
+
+    Attributes:
+      stage: name of the stage.
+      replica, seq: who pushed, and the push's number.
+      lease: id of the lease it was computed from.
+      versions: versions of the parameters, per shard, that it was computed from.
+      frames: output frames of the batch.
+      metrics: scalars of the step.
+      invalid: (utterance, reason) of utterances that contributed nothing.
+      started_s, dispatched_s, finished_s: when the host began the batch, when the step was given
+        to the device, when its metrics were there; seconds of a monotonic clock.
+    """
+
+    stage: str
+    replica: int
+    seq: int
+    lease: tuple[int, int, int]
+    versions: tuple[int, ...]
+    frames: int
+    metrics: dict[str, float]
+    invalid: list[tuple[int, int]]
+    started_s: float
+    dispatched_s: float
+    finished_s: float
+
+
+class Monitor:
+    """Collects updates; see the module.
+
+    Args:
+      folder: the run's folder.
+      total: updates of the whole run, for the progress bar.
+      resume_at: updates that the checkpoint counts; logged rows beyond are dropped.
+      quiet: no progress bar.
+    """
+
+    def __init__(self, folder: pathlib.Path, total: int, resume_at: int = 0, quiet: bool = False):
+        self._condition = threading.Condition()
+        self._file = folder / 'updates.jsonl'
+        self._event_file = folder / 'events.jsonl'
+        self.updates = [_update(row) for row in _read(self._file)[:resume_at]]
+        self.events = [Event(**row) for row in _read(self._event_file)] if resume_at else []
+        self._written = [0, 0]
+        self._write_rows('w')
+        self._ages: collections.deque[int] = collections.deque(maxlen=64)
+        self._writer = SummaryWriter(str(folder / 'tensorboard'))
+        # A resumed run continues its own clock: the pause between is not part of the time line.
+        offset = self.updates[-1].finished_s if self.updates else 0.0
+        self.start_s = time.perf_counter() - offset
+        self._bar = _bar(quiet)
+        self._task = self._bar.add_task(
+            'starting',
+            total=total,
+            completed=len(self.updates),
+            loss='-',
+            rate='-',
+            staleness='-',
+        )
+        self._bar.start()
+
+    def add(self, update: Update) -> None:
+        """Takes one update; called in the replicas' threads."""
+        update = dataclasses.replace(
+            update,
+            **{
+                name: round(getattr(update, name) - self.start_s, 6)
+                for name in ('started_s', 'dispatched_s', 'finished_s')
+            },
+        )
+        with self._condition:
+            self.updates.append(update)
+            number = len(self.updates)
+            self._show(update)
+            self._condition.notify_all()
+            for name, value in update.metrics.items():
+                self._writer.add_scalar(f'{update.stage}/{name}', value, number)
+
+    def on_event(self, event: Event) -> None:
+        """Takes an event of the exchange; called under the lock of a shard."""
+        self.events.append(event)
+        if event.kind == 'applied':
+            self._ages.append(event.s1)
+            self._writer.add_scalar(f'exchange/s1_shard{event.shard}', event.s1, event.version)
+            self._writer.add_scalar(f'exchange/s2_shard{event.shard}', event.s2, event.version)
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Waits until `done()` holds; it is looked at after every update and every `wake`."""
+        with self._condition:
+            self._condition.wait_for(done)
+
+    def wake(self) -> None:
+        """Makes `wait_for` look again."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def scalar(self, name: str, value: float) -> None:
+        """One TensorBoard scalar at the present update."""
+        self._writer.add_scalar(name, value, len(self.updates))
+
+    def flush(self) -> None:
+        """Writes the rows that are not in the file yet."""
+        with self._condition:
+            self._write_rows('a')
+            self._writer.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._bar.stop()
+        self._writer.close()
+
+    def frames_per_s(self, stage: str) -> float:
+        """Output frames per second of a stage, over all replicas, compilation left out.
+
+        The first update of each replica is not counted: it holds the compilation.
+        """
+        rows = [u for u in self.updates if u.stage == stage]
+        first = {u.replica: u.finished_s for u in reversed(rows)}
+        if not rows:
+            return 0.0
+        begin = max(first.values())
+        counted = [u for u in rows if u.finished_s > begin]
+        if not counted:
+            return 0.0
+        return sum(u.frames for u in counted) / (counted[-1].finished_s - begin)
+
+    def _show(self, update: Update) -> None:
+        recent = self.updates[-20:]
+        elapsed = max(1e-9, recent[-1].finished_s - recent[0].started_s)
+        ages = list(self._ages)
+        self._bar.update(
+            self._task,
+            advance=1,
+            description=update.stage,
+            loss=f'{sum(u.metrics["loss"] for u in recent) / len(recent):.3f}',
+            rate=f'{sum(u.frames for u in recent) / elapsed:,.0f}',
+            staleness=f'{sum(ages) / max(1, len(ages)):.1f}',
+        )
+
+    def _write_rows(self, mode: str) -> None:
+        logs: list[tuple[pathlib.Path, list[Any]]] = [
+            (self._file, self.updates),
+            (self._event_file, self.events),
+        ]
+        for i, (path, rows) in enumerate(logs):
+            new = rows[self._written[i] :]
+            with path.open(mode) as file:
+                file.writelines(json.dumps(dataclasses.asdict(row)) + '\n' for row in new)
+            self._written[i] += len(new)
+
+
+def _read(file: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _update(row: dict[str, Any]) -> Update:
+    row['lease'], row['versions'] = tuple(row['lease']), tuple(row['versions'])
+    row['invalid'] = [tuple(pair) for pair in row['invalid']]
+    return Update(**row)
+
+
+def _bar(quiet: bool) -> rich_progress.Progress:
+    return rich_progress.Progress(
+        rich_progress.TextColumn('{task.description:<12}'),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn('loss {task.fields[loss]}'),
+        rich_progress.TextColumn('{task.fields[rate]} frames/s'),
+        rich_progress.TextColumn('staleness {task.fields[staleness]}'),
+        rich_progress.TimeRemainingColumn(),
+        disable=quiet,
+        transient=False,
+    )

@@ -1,0 +1,198 @@
+"""From recordings to what the replicas hold: features, transcripts as graphs, batch shapes.
+
+Everything here runs once, on the host, before the first update. Utterances that cannot be used
+are left out here, each with a reason; nothing later has to look at them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from seqtrain.data import features as feature_lib
+from seqtrain.data.buckets import Buckets
+from seqtrain.data.features import FeatureConfig, FeatureSet
+from seqtrain.data.utterance import DataError, Skipped, Utterance
+from seqtrain.fsa import Fsa, min_frames
+from seqtrain.graphs import (
+    Lexicon,
+    NoPathError,
+    OovError,
+    PhoneLm,
+    Topology,
+    denominator,
+    numerator,
+    training_phones,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphConfig:
+    """How transcripts become graphs.
+
+    Attributes:
+      topology: 'chain', 'ctc', 'hmm1' or 'hmm3'.
+      optional_silence: silence may stand at word boundaries.
+      phone_lm_order: of the denominator's phone n-gram (3 or 4: no smoothing below the trigram).
+      seed: of the silences and pronunciations drawn for the phone n-gram's counts.
+    """
+
+    topology: str = 'chain'
+    optional_silence: bool = True
+    phone_lm_order: int = 3
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The training set, ready to be leased.
+
+    Attributes:
+      features: usable utterances (`features.skipped` names the others).
+      numerators: one pdf graph per utterance, a matched pair with `denominator`.
+      denominator: the shared pdf graph.
+      buckets: batch shapes in input frames.
+      graph_sizes: (states, arcs) to which a bucket's numerators are padded.
+      lexicon, topology: what the graphs were made of.
+      subsampling: input frames per output frame.
+    """
+
+    features: FeatureSet
+    numerators: Sequence[Fsa]
+    denominator: Fsa
+    buckets: Buckets
+    graph_sizes: Sequence[tuple[int, int]]
+    lexicon: Lexicon
+    topology: Topology
+    subsampling: int
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def output_lengths(self) -> np.ndarray:
+        """i32[utterances], frames at the network's output rate."""
+        return -(-np.asarray(self.features.num_frames) // self.subsampling)
+
+
+def training_data(
+    utterances: Sequence[Utterance],
+    lexicon: Lexicon,
+    feature_config: FeatureConfig,
+    graph_config: GraphConfig,
+    *,
+    subsampling: int,
+    num_buckets: int,
+    batch_size: int,
+    copies: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+    cache_dir: str | None = None,
+) -> TrainingData:
+    """Computes features and graphs of the training set.
+
+    Args:
+      utterances: the records; unusable ones are skipped, counted and named.
+      lexicon: pronunciations; its phones define the network's outputs.
+      feature_config, graph_config: see there.
+      subsampling: of the network.
+      num_buckets, batch_size: of the batch shapes.
+      copies: (speed, vocal tract warp) of each copy of the training set.
+      cache_dir: where features are cached; None for nowhere.
+
+    Raises:
+      DataError: nothing usable is left.
+    """
+    features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
+    topology = Topology.make(graph_config.topology, len(lexicon.phones))
+    features = _with_known_words(features, lexicon)
+    phone_lm = _phone_lm(features.texts, lexicon, graph_config)
+    features, graphs = _with_graphs(
+        features, lexicon, topology, phone_lm, graph_config.optional_silence, subsampling
+    )
+    for skipped in features.skipped:
+        logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
+    buckets = Buckets.fit(features.num_frames, num_buckets, batch_size=batch_size)
+    return TrainingData(
+        features,
+        graphs,
+        denominator(phone_lm, topology),
+        buckets,
+        _graph_sizes(buckets, features.num_frames, graphs),
+        lexicon,
+        topology,
+        subsampling,
+    )
+
+
+def _with_known_words(features: FeatureSet, lexicon: Lexicon) -> FeatureSet:
+    """Leaves out utterances with words that the lexicon lacks."""
+    keep, skipped = [], []
+    for i, text in enumerate(features.texts):
+        try:
+            lexicon.check(text.split())
+            keep.append(i)
+        except OovError as error:
+            skipped.append(Skipped(features.ids[i], str(error)))
+    if not keep:
+        first = skipped[0].reason if skipped else 'no recording could be read'
+        raise DataError(f'No usable training utterance is left. The first was skipped: {first}')
+    return features.select(keep, skipped)
+
+
+def _phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
+    """The denominator's phone model, from the transcripts alone (no alignment is needed)."""
+    phones = training_phones(list(dict.fromkeys(texts)), lexicon, samples=5, seed=config.seed)
+    return PhoneLm.estimate(phones, lexicon.phones, order=config.phone_lm_order)
+
+
+def _with_graphs(features, lexicon, topology, phone_lm, optional_silence, subsampling):
+    """Numerators, and the utterances that are long enough for theirs."""
+    made: dict[str, Fsa | NoPathError] = {}
+    keep, graphs, skipped = [], [], []
+    for i, text in enumerate(features.texts):
+        if text not in made:
+            try:
+                made[text] = numerator(
+                    text, lexicon, topology, phone_lm, optional_silence=optional_silence
+                )
+            except NoPathError as error:
+                made[text] = error
+        graph = made[text]
+        problem = _problem(graph, int(features.num_frames[i]), subsampling)
+        if problem:
+            skipped.append(Skipped(features.ids[i], problem))
+        else:
+            keep.append(i)
+            graphs.append(graph)
+    if not keep:
+        raise DataError(
+            f'No usable training utterance is left. The first was skipped: {skipped[0].reason}'
+        )
+    return features.select(keep, skipped), graphs
+
+
+def _problem(graph: Fsa | NoPathError, num_frames: int, subsampling: int) -> str:
+    if isinstance(graph, NoPathError):
+        return str(graph)
+    output_frames = -(-num_frames // subsampling)
+    short_by = min_frames(graph) - output_frames
+    if short_by > 0:
+        return (
+            f'too short by {short_by} frames: {output_frames} frames after subsampling by '
+            f'{subsampling}, and the transcript needs {min_frames(graph)}'
+        )
+    return ''
+
+
+def _graph_sizes(buckets: Buckets, num_frames, graphs: Sequence[Fsa]) -> list[tuple[int, int]]:
+    """The largest numerator of each bucket; a longer bucket also takes the rest of shorter ones."""
+    sizes = [(1, 1)] * len(buckets.shapes)
+    for length, graph in zip(num_frames, graphs, strict=True):
+        for bucket in range(buckets.of(int(length)), len(sizes)):
+            states, arcs = sizes[bucket]
+            sizes[bucket] = max(states, graph.num_states), max(arcs, graph.num_arcs)
+    return sizes

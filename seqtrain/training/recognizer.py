@@ -1,0 +1,122 @@
+"""A trained network as a recogniser: features to hypotheses.
+
+It stands in `workdir/model/` (decoding graphs, shapes, sample rate) beside the checkpoints, so that
+decoding needs neither the training data nor its lexicon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from seqtrain.data.buckets import Buckets
+from seqtrain.data.features import FeatureSet
+from seqtrain.decoding import Decoder, Hypothesis
+from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
+from seqtrain.training import steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """What a recogniser needs beside the config and the parameters.
+
+    Attributes:
+      num_inputs, num_outputs: of the network.
+      sample_rate: Hz that recordings must have; 0 where features were given.
+      units: names of the decoding graphs, 'word' first.
+    """
+
+    num_inputs: int
+    num_outputs: int
+    sample_rate: int
+    units: tuple[str, ...]
+
+    def write(self, folder: pathlib.Path, graphs: dict[str, DecodingGraph]) -> None:
+        for unit, graph in graphs.items():
+            graph.write(folder / f'{unit}.fst')
+        (folder / 'model.json').write_text(json.dumps(dataclasses.asdict(self), indent=2) + '\n')
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> tuple[ModelFiles, dict[str, DecodingGraph]]:
+        fields = json.loads((folder / 'model.json').read_text())
+        files = cls(**{**fields, 'units': tuple(fields['units'])})
+        return files, {unit: DecodingGraph.read(folder / f'{unit}.fst') for unit in files.units}
+
+
+def word_graph(
+    texts: Sequence[str],
+    lexicon: Lexicon,
+    topology: Topology,
+    order: int,
+    arpa_file: str = '',
+) -> DecodingGraph:
+    """The decoding graph over words.
+
+    Args:
+      texts: training transcripts.
+      lexicon, topology: of the training set.
+      order: of the word n-gram (Witten-Bell); 0 makes all words of the lexicon equally likely.
+      arpa_file: a language model to take instead; its words without pronunciation are left out.
+    """
+    if arpa_file:
+        from seqtrain.graphs import arpa
+
+        return decoding_graph(lexicon, topology, arpa.read(arpa_file), skip_oov=True)
+    words = lexicon.words
+    sentences = [text.split() for text in texts] if order else [[word] for word in words]
+    model = NGramLm.estimate(sentences, max(1, order), vocabulary=words)
+    return decoding_graph(lexicon, topology, model)
+
+
+def phone_graph(texts: Sequence[str], lexicon: Lexicon, topology: Topology) -> DecodingGraph:
+    """The decoding graph over phones: a phone bigram of the transcripts' pronunciations."""
+    loop = Lexicon.from_dict({p: p for p in lexicon.phones[1:]}, phones=lexicon.phones)
+    sentences = [phone_text(text, lexicon).split() for text in texts]
+    model = NGramLm.estimate(sentences, 2, vocabulary=loop.words)
+    return decoding_graph(loop, topology, model)
+
+
+def phone_text(text: str, lexicon: Lexicon) -> str:
+    """The first pronunciations of a transcript's words."""
+    ids = [p for word in text.split() for p in lexicon.variants(word)[0]]
+    return ' '.join(lexicon.phones[p] for p in ids)
+
+
+@dataclasses.dataclass(eq=False)
+class Recognizer:
+    """Decodes features with a network; compiles once per batch shape.
+
+    Attributes:
+      network: the model.
+      decoder: beam search over one of the graphs.
+      batch_size: utterances per forward pass.
+    """
+
+    network: steps.Network
+    decoder: Decoder
+    batch_size: int = 16
+
+    def __post_init__(self):
+        self._forward = steps.make_forward(self.network)
+
+    def __call__(self, params: Any, features: FeatureSet) -> dict[str, Hypothesis]:
+        """Hypotheses by utterance id. The search runs in threads beside the network."""
+        if not len(features):
+            return {}
+        buckets = Buckets.fit(features.num_frames, 3, batch_size=self.batch_size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = {}
+            for batch in buckets.batches(features.features):
+                logits, lengths = self._forward(params, batch.features, batch.lengths)
+                for row, index in enumerate(batch.indices):
+                    if index >= 0:
+                        scores = np.asarray(logits[row])[: int(lengths[row])]
+                        futures[features.ids[index]] = pool.submit(self.decoder.decode, scores)
+            return {name: future.result() for name, future in futures.items()}

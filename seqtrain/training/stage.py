@@ -1,0 +1,108 @@
+"""Stages of a run, and how one is run: N replica threads over one server."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+import jax
+
+from seqtrain.exchange import ExchangeError, LocalServer
+from seqtrain.training.leasing import LeaseDesk
+from seqtrain.training.monitor import Monitor
+from seqtrain.training.replica import CompileGate, Work, run_replica
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one criterion.
+
+    Attributes:
+      name: for the log, e.g. 'ce-2' or 'mmi'.
+      kind: 'ce' or 'mmi'.
+      updates: over all replicas.
+      realign: whether the network realigns the training set before it starts.
+    """
+
+    name: str
+    kind: str
+    updates: int
+    realign: bool
+
+
+def plan(bootstrap_rounds: int, bootstrap_updates: int, mmi_updates: int) -> list[Stage]:
+    """CE from the flat start, CE after each realignment, one more realignment, then LF-MMI."""
+    rounds = [
+        Stage(f'ce-{r}', 'ce', bootstrap_updates, realign=r > 0) for r in range(bootstrap_rounds)
+    ]
+    return [*rounds, Stage('mmi', 'mmi', mmi_updates, realign=True)]
+
+
+def run_stage(
+    server: LocalServer,
+    devices: Sequence[jax.Device],
+    work: Work,
+    desk: LeaseDesk,
+    monitor: Monitor,
+    gate: CompileGate,
+    *,
+    every_updates: int,
+    checkpoint: Callable[[], None],
+    overlap: bool,
+) -> None:
+    """Trains one stage; returns when its budget is spent.
+
+    Args:
+      server: the parameters.
+      devices: one per replica.
+      work, desk, monitor, gate: see `run_replica`.
+      every_updates: the distance of checkpoints.
+      checkpoint: saves one; called here, in the main thread, while replicas go on.
+      overlap: a replica may compute while its last push is on the way (queue of one).
+
+    Raises:
+      whatever a replica raised first; the others are stopped and waited for.
+      KeyboardInterrupt: passed on after the replicas have finished their batches.
+    """
+    errors: list[BaseException] = []
+    running = set(range(len(devices)))
+
+    def run(number: int) -> None:
+        try:
+            with server.connect(number, device=devices[number], queue_size=1) as client:
+                run_replica(
+                    number, devices[number], client, work, desk, monitor, gate, overlap=overlap
+                )
+        except BaseException as error:
+            errors.append(error)
+            desk.stop()
+            server.expire(number)  # nobody waits for it any more
+        finally:
+            running.discard(number)
+            monitor.wake()
+
+    threads = [
+        threading.Thread(target=run, args=(n,), name=f'replica-{n}') for n in range(len(devices))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        saved = desk.completed
+        while running:
+            due = saved + every_updates
+            monitor.wait_for(lambda: not running or desk.completed >= due)
+            if running:
+                saved = desk.completed
+                checkpoint()
+    finally:
+        desk.stop()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise _first(errors)
+
+
+def _first(errors: Sequence[BaseException]) -> BaseException:
+    """The error that began it: one's own rather than the exchange's word that others ended."""
+    return next((e for e in errors if not isinstance(e, ExchangeError)), errors[0])

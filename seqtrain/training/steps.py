@@ -1,0 +1,178 @@
+"""What a replica's device computes for one batch: forward, outer derivatives, back-propagation.
+
+    logits a_t(k) ── criterion ──► outer derivatives ∂L/∂a_t(k) ── vjp ──► gradients
+
+The two halves are kept apart, as in the source: the criterion never sees the network, and the
+outer derivatives can be looked at (their rows sum to zero) before they are propagated.
+
+The network's outputs are log-likelihoods up to a constant per frame, log p(k|x) − log prior(k):
+cross-entropy is taken on softmax(logits + log_prior), so the same outputs serve alignment, MMI
+and decoding and nothing has to be converted between stages.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from seqtrain import losses, models, ops
+
+Params = Any
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model without its parameters: what all replicas share."""
+
+    graphdef: nnx.GraphDef
+    subsampling: int
+
+    @classmethod
+    def make(cls, model: models.Tdnn | models.Dnn) -> tuple['Network', Params]:
+        """Splits a model into the shared part and its parameters (a pytree)."""
+        graphdef, params = nnx.split(model)
+        return cls(graphdef, model.subsampling), nnx.to_pure_dict(params)
+
+    def __call__(self, params: Params, features, lengths, key=None) -> Float[Array, 'B U P']:
+        model = nnx.merge(self.graphdef, params)
+        return model(features, lengths, key)
+
+    def output_lengths(self, lengths: Int[Array, 'B']) -> Int[Array, 'B']:
+        return models.subsampled_lengths(lengths, self.subsampling)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeviceBatch:
+    """One batch as the device sees it; padding rows have length 0.
+
+    Attributes:
+      features: f32[B, T, F].
+      lengths: i32[B], input frames.
+      labels: i32[B, U], an alignment; −1: no label.
+      numerators: packed numerator graphs.
+      seed: u32[], of dropout.
+    """
+
+    features: Any  # NumPy on the host, jax.Array on a device
+    lengths: Any
+    labels: Any
+    numerators: ops.Graph
+    seed: Any
+
+
+Criterion = Callable[[jax.Array, jax.Array, DeviceBatch], tuple[jax.Array, Metrics]]
+
+
+def cross_entropy(log_prior: Float[Array, 'P']) -> Criterion:
+    """Frame-level cross-entropy per frame against `batch.labels`."""
+
+    def criterion(logits, lengths, batch):
+        total = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum()
+        frames = _frames(lengths)
+        return total / jnp.maximum(frames, 1), {'frames': frames}
+
+    return criterion
+
+
+@dataclasses.dataclass(frozen=True)
+class MmiConfig:
+    """Weights of the terms of the lattice-free MMI stage.
+
+    Attributes:
+      leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
+      ce_weight: λ of F-smoothing, L = L_MMI + λ·L_CE (Su et al. 2013), per frame.
+      output_l2: weight of ½·‖logits‖² per frame.
+    """
+
+    leaky: float = 0.0
+    ce_weight: float = 0.0
+    output_l2: float = 0.0
+
+
+def lf_mmi(log_prior: Float[Array, 'P'], denominator: ops.Graph, config: MmiConfig) -> Criterion:
+    """Minus the lattice-free MMI log-probability per frame, with its regularisers."""
+
+    def criterion(logits, lengths, batch):
+        out = losses.lf_mmi(logits, lengths, batch.numerators, denominator, leaky=config.leaky)
+        frames = _frames(jnp.where(out.valid, lengths, 0))
+        scale = 1.0 / jnp.maximum(frames, 1)
+        mmi = -out.value.sum() * scale
+        loss = mmi
+        if config.output_l2:
+            loss += config.output_l2 * losses.output_l2(logits, lengths).sum() * scale
+        if config.ce_weight:
+            ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum()
+            loss += config.ce_weight * ce * scale
+        return loss, {'mmi': mmi, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
+
+    return criterion
+
+
+def make_step(network: Network, make_criterion: Callable[..., Criterion], clip_norm: float):
+    """Compiles `step(params, batch, *args) -> (gradients, metrics)`.
+
+    Args:
+      network: the model.
+      make_criterion: called with `args` inside the compiled step, so that priors and graphs are
+        arguments and not constants: changing them compiles nothing anew.
+      clip_norm: bound on the gradients' global norm; 0 turns clipping off.
+
+    Returns:
+      The jitted step. `metrics` holds the loss per frame, the gradient norm before clipping, the
+      largest absolute row sum of the outer derivatives and what the criterion reports.
+    """
+
+    @jax.jit
+    def step(params, batch: DeviceBatch, *args):
+        lengths = network.output_lengths(batch.lengths)
+        logits, back_propagate = jax.vjp(
+            lambda p: network(p, batch.features, batch.lengths, jax.random.key(batch.seed)),
+            params,
+        )
+        criterion = make_criterion(*args)
+        (loss, metrics), outer = jax.value_and_grad(criterion, has_aux=True)(logits, lengths, batch)
+        (gradients,) = back_propagate(outer)
+        norm = optax.global_norm(gradients)
+        if clip_norm:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        metrics |= {
+            'loss': loss,
+            'gradient_norm': norm,
+            'row_sum': jnp.abs(outer.sum(-1)).max(),
+        }
+        return gradients, metrics
+
+    return step
+
+
+def make_forward(network: Network):
+    """Compiles `forward(params, features, lengths) -> (logits, output lengths)`."""
+
+    @jax.jit
+    def forward(params, features, lengths):
+        return network(params, features, lengths), network.output_lengths(lengths)
+
+    return forward
+
+
+def make_align(network: Network):
+    """Compiles `align(params, batch) -> (score f32[B], pdfs i32[B, U])`, Viterbi on numerators."""
+
+    @jax.jit
+    def align(params, batch: DeviceBatch):
+        logits = network(params, batch.features, batch.lengths)
+        return ops.viterbi(logits, network.output_lengths(batch.lengths), batch.numerators)
+
+    return align
+
+
+def _frames(lengths: jax.Array) -> jax.Array:
+    return lengths.sum().astype(jnp.float32)

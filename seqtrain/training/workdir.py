@@ -1,0 +1,97 @@
+"""The run's folder: one run at a time, one config for its whole life.
+
+config.json      the resolved config; a run with another config is refused
+lock             held (flock) by the running process, freed by the kernel at any death
+checkpoints/     Orbax steps          events/      the exchange's log of applied pushes
+tensorboard/     scalars              decode/      hypotheses as Kaldi `text`
+report.html      and its pictures     result.json  the last line of JSON
+"""
+
+import fcntl
+import json
+import pathlib
+from typing import Any
+
+
+class WorkdirError(RuntimeError):
+    """The folder cannot be used for this run; the message says why and what to do."""
+
+
+class Workdir:
+    """Opens, locks and checks a run's folder; a context manager.
+
+    Args:
+      path: the folder; made when missing.
+      config: the resolved config as plain JSON types, or None to take the folder's own.
+
+    Raises:
+      WorkdirError: another process runs there, or the folder belongs to another config.
+    """
+
+    def __init__(self, path: str | pathlib.Path, config: dict[str, Any] | None):
+        self.path = pathlib.Path(path)
+        self._config = config
+        self._lock: Any = None
+
+    def __enter__(self) -> 'Workdir':
+        if self._config is None and not (self.path / 'config.json').is_file():
+            raise WorkdirError(
+                f'{self.path} holds no run: there is no config.json. Train first with '
+                f'launch/train.py --workdir={self.path}.'
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / 'lock', 'w')  # held until __exit__
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise WorkdirError(
+                f'Another run holds {self.path}. Wait for it, stop it, or name another --workdir.'
+            ) from None
+        try:
+            self._check_config()
+        except WorkdirError:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info):
+        self._lock.close()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.path / 'config.json').read_text())
+
+    def sub(self, name: str) -> pathlib.Path:
+        """A folder of this run, made when missing."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _check_config(self) -> None:
+        file = self.path / 'config.json'
+        if self._config is None:
+            return
+        wanted = json.loads(json.dumps(self._config))
+        if not file.exists():
+            file.write_text(json.dumps(wanted, indent=2, sort_keys=True) + '\n')
+            return
+        changed = sorted(_differences(self.config, wanted))
+        if changed:
+            raise WorkdirError(
+                f'{self.path} belongs to a run with another config; it differs in '
+                f'{", ".join(changed[:5])}{" and more" if len(changed) > 5 else ""}. '
+                f'Name another --workdir, or set these fields back to continue the run.'
+            )
+
+
+def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:
+    """Dotted names of the fields in which two nested dicts differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix.rstrip('.')]
+    missing = object()
+    return [
+        name
+        for key in old.keys() | new.keys()
+        for name in _differences(old.get(key, missing), new.get(key, missing), f'{prefix}{key}.')
+    ]
