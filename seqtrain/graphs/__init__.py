@@ -3,11 +3,12 @@
 from seqtrain.graphs import arpa
 from seqtrain.graphs.acceptors import NoPathError, denominator, numerator
 from seqtrain.graphs.alignment import Segment, segments, uniform_alignment
+from seqtrain.graphs.expansion import expand
 from seqtrain.graphs.hlg import DecodingGraph, decoding_graph
 from seqtrain.graphs.lexicon import Lexicon, LexiconError, OovError, training_phones, transcript
 from seqtrain.graphs.ngram import NGramLm
 from seqtrain.graphs.phone_lm import PhoneLm
-from seqtrain.graphs.topology import Topology, expand
+from seqtrain.graphs.topology import Topology
 
 __all__ = [
     'DecodingGraph',

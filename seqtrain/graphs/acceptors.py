@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from seqtrain.fsa.fsa import Fsa, FsaError
 from seqtrain.fsa.operations import intersect, minimise
+from seqtrain.graphs.expansion import expand
 from seqtrain.graphs.lexicon import Lexicon, split_words, transcript
 from seqtrain.graphs.phone_lm import PhoneLm
-from seqtrain.graphs.topology import Topology, expand
+from seqtrain.graphs.topology import Topology
 
 
 class NoPathError(ValueError):

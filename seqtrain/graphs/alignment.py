@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqtrain.graphs.topology import Topology
+from seqtrain.graphs.topology import NONE, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +19,13 @@ class Segment:
     frames: int
 
 
-def uniform_alignment(
-    phones: Sequence[int], topology: Topology, num_frames: int, *, left: int = -1
-) -> np.ndarray:
+def uniform_alignment(phones: Sequence[int], topology: Topology, num_frames: int) -> np.ndarray:
     """Gives every HMM state of a phone sequence the same number of frames, within one.
 
     Args:
       phones: phone ids, silences included.
       topology: the HMMs; in CTC a blank is put between equal phones.
       num_frames: frames to fill.
-      left: the phone before the first one, −1 for none.
 
     Returns:
       i32[num_frames]: pdfs, as labels for a frame-level cross-entropy.
@@ -37,11 +34,11 @@ def uniform_alignment(
       ValueError: no phones, or fewer frames than HMM states; says how many are missing.
     """
     units: list[tuple[int, int]] = []  # (forward pdf, loop pdf) per state
-    for phone in phones:
+    context = [NONE, *phones, NONE]
+    for left, phone, right in zip(context, phones, context[2:], strict=False):
         if topology.blank is not None and phone == left:
             units.append((topology.blank, topology.blank))
-        units.extend(zip(*topology.pdfs(left, phone), strict=True))
-        left = phone
+        units.extend(zip(*topology.pdfs(left, phone, right), strict=True))
     if not units:
         raise ValueError('No phones to align.')
     if num_frames < len(units):
@@ -58,7 +55,7 @@ def uniform_alignment(
 
 
 def segments(pdfs: Sequence[int] | np.ndarray, topology: Topology) -> list[Segment]:
-    """Phones of a frame alignment, for context-independent topologies.
+    """Phones of a frame alignment.
 
     A phone begins where its first state's forward pdf stands (unless that is also its loop pdf) or
     where the phone changes or its states start over. Two equal phones in a row cannot be told
@@ -68,11 +65,7 @@ def segments(pdfs: Sequence[int] | np.ndarray, topology: Topology) -> list[Segme
       pdfs: i32[T], ends at the first negative entry (padding).
       topology: the HMMs.
     """
-    where = {}
-    for phone in range(topology.num_phones):
-        for state in range(topology.num_states):
-            where[topology.loop[phone][state]] = (phone, state)
-            where[topology.forward[phone][state]] = (phone, state)
+    slots = topology.slots()
     result: list[Segment] = []
     before: tuple[int, int] | None = None
     for frame, pdf in enumerate(np.asarray(pdfs).tolist()):
@@ -81,9 +74,8 @@ def segments(pdfs: Sequence[int] | np.ndarray, topology: Topology) -> list[Segme
         if pdf == topology.blank:
             before = None
             continue
-        phone, state = where[pdf]
-        begins = topology.forward[phone][0] == pdf != topology.loop[phone][0]
-        if before is None or begins or phone != before[0] or state < before[1]:
+        phone, state, first = slots[pdf]
+        if before is None or (first and state == 0) or phone != before[0] or state < before[1]:
             result.append(Segment(phone, frame, 0))
         last = result[-1]
         result[-1] = dataclasses.replace(last, frames=last.frames + 1)

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from seqtrain.fsa.fsa import NEG_INF
+from seqtrain.graphs.expansion import EPSILON, Arc, Expansion
 from seqtrain.graphs.lexicon import Lexicon, OovError
 from seqtrain.graphs.ngram import BOS, EOS, UNK, NGram, NGramLm
-from seqtrain.graphs.topology import EPSILON, Arc, Expansion, Topology
+from seqtrain.graphs.topology import Topology
 
 _CACHE_VERSION = 1
 # Rounding of weights in determinisation and minimisation. OpenFst's 1/1024 adds up to visible score
@@ -215,10 +216,11 @@ def _expand(graph, topology: Topology, num_phones: int):
             )
             for arc in kaldifst.ArcIterator(graph, state)
         ]
-        finals[state] = -graph.final(state).value
-    expansion = Expansion.of(out, [graph.start], topology)
+        if (weight := -graph.final(state).value) > NEG_INF:
+            finals[state] = weight
+    expansion = Expansion.of(out, [graph.start], finals, topology)
     arcs = [(src, dst, pdf + 1, word or 0, w) for src, pdf, word, w, dst in expansion.arcs]
-    ends = {state: finals[source] for state, source in expansion.ends}
+    ends = {state: finals[source] for state, source in expansion.ends if source in finals}
     return _vector_fst(arcs, ends, start=0)
 
 
@@ -246,7 +248,7 @@ def _content_hash(
         _CACHE_VERSION,
         sorted(lexicon.pronunciations.items()),
         lexicon.phones,
-        dataclasses.astuple(topology),
+        topology.content(),
         model.order,
         sorted(model.logprobs.items()),
         sorted(model.backoffs.items()),

@@ -1,4 +1,4 @@
-"""`Topology`: what a phone is made of in frames, and the expansion of phone graphs to pdf graphs.
+"""`Topology`: what a phone is made of in frames: its HMM states, their pdfs and transitions.
 
 A phone is a row of K HMM states. A state's first frame carries its forward pdf, further frames its
 loop pdf (Kaldi's `reorder`), so K is also the least number of frames of a phone. In the CTC
@@ -18,18 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from seqtrain.fsa.fsa import NEG_INF, Fsa
-from seqtrain.fsa.operations import outgoing
-
-EPSILON = -1
-_START = -1
-
-Arc = tuple[int, int | None, float, int]
-"""An arc of a phone graph: (phone or EPSILON, output label or None, log-weight, destination)."""
+NONE = -1
+"""In place of a neighbouring phone: the utterance begins or ends here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,116 +79,35 @@ class Topology:
         """HMM states of a phone, K: its least number of frames."""
         return len(self.forward[0])
 
-    def pdfs(self, left: int, phone: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Forward and loop pdfs of a phone's states after the phone `left` (−1: none)."""
-        del left  # context-independent
+    @property
+    def right_context(self) -> bool:
+        """Whether pdfs depend on the next phone."""
+        return False
+
+    def pdfs(
+        self, left: int, phone: int, right: int = NONE
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Forward and loop pdfs of a phone's states between two neighbours (NONE at the ends)."""
+        del left, right  # context-independent
         return self.forward[phone], self.loop[phone]
+
+    def slots(self) -> dict[int, tuple[int, int, bool]]:
+        """By pdf: its phone, its HMM state, and whether it only ever begins that state."""
+        result = {}
+        for phone in range(self.num_phones):
+            for state in range(self.num_states):
+                forward, loop = self.forward[phone][state], self.loop[phone][state]
+                result[loop] = (phone, state, False)
+                result[forward] = (phone, state, forward != loop)
+        return result
 
     def phone_of_pdf(self) -> np.ndarray:
         """i32[num_pdfs]: the phone a pdf belongs to, −1 for blank."""
         result = np.full(self.num_pdfs, -1, np.int32)
-        for phone in range(self.num_phones):
-            result[list(self.forward[phone] + self.loop[phone])] = phone
+        for pdf, (phone, _, _) in self.slots().items():
+            result[pdf] = phone
         return result
 
-
-def expand(phone_acceptor: Fsa, topology: Topology) -> Fsa:
-    """Replaces every phone of an acceptor by its HMM.
-
-    A path of the result is a phone sequence with its segmentation into frames; its weight is the
-    acceptor's plus the log-probabilities of the HMM's transitions. Equal inputs give bit-equal arc
-    weights, whatever graph they stand in: numerator paths weigh what they weigh in the denominator.
-
-    Args:
-      phone_acceptor: acceptor over phone ids (`Fsa.pdf` holds phones), one initial state.
-      topology: the HMMs.
-    """
-    out: dict[int, list[Arc]] = {
-        state: [(label, None, weight, dst) for label, weight, dst in arcs]
-        for state, arcs in outgoing(phone_acceptor).items()
-    }
-    starts = np.flatnonzero(np.isfinite(phone_acceptor.initial)).tolist()
-    expansion = Expansion.of(out, starts, topology)
-    initial = np.full(expansion.num_states, NEG_INF)
-    initial[: len(starts)] = phone_acceptor.initial[starts]
-    final = np.full(expansion.num_states, NEG_INF)
-    for state, source in expansion.ends:
-        final[state] = phone_acceptor.final[source]
-    arcs = [(src, dst, pdf, weight) for src, pdf, _, weight, dst in expansion.arcs]
-    return Fsa.from_arcs(arcs, initial, final)
-
-
-@dataclasses.dataclass
-class Expansion:
-    """A phone graph (acceptor or transducer, epsilons allowed) turned into a pdf graph.
-
-    Product of the graph with the topology seen as a machine that remembers the last phone. A node
-    is (graph state, last phone, its pdfs): all arcs that enter a graph state with one phone share
-    the phone's HMM states.
-
-    Attributes:
-      arcs: (src, pdf or EPSILON, output label or None, log-weight, dst).
-      ends: (state, graph state) where the graph may end or go on.
-      num_states: states of the result; the start states come first.
-    """
-
-    topology: Topology
-    out: Mapping[int, Sequence[Arc]]
-    arcs: list[tuple[int, int, int | None, float, int]] = dataclasses.field(default_factory=list)
-    ends: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    num_states: int = 0
-    _nodes: dict[tuple, int] = dataclasses.field(default_factory=dict)
-    _queue: list[tuple[tuple, int]] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls, out: Mapping[int, Sequence[Arc]], starts: Iterable[int], topology: Topology
-    ) -> Expansion:
-        """Expands the graph with arcs `out` per state from its start states."""
-        expansion = cls(topology, out)
-        for start in starts:
-            expansion._node(start, _START, None)
-        for node, state in expansion._queue:  # grows while it is walked
-            expansion._leave(node, state)
-        return expansion
-
-    def _leave(self, node: tuple, state: int) -> None:
-        """Adds everything that leaves a node's last HMM state."""
-        source, left, pdfs = node
-        self.ends.append((state, source))
-        blank = self.topology.blank
-        if blank is not None:
-            # `left` stays in a blank node only as "none": after blank any phone may follow.
-            self.arcs.append((state, blank, None, 0.0, self._node(source, _START, None)))
-        for phone, symbol, weight, dst in self.out.get(source, ()):
-            if phone == EPSILON:
-                after = self._node(dst, left, None if pdfs is None else ())
-                self.arcs.append((state, EPSILON, symbol, weight, after))
-            elif blank is None or phone != left:
-                self._enter(state, left, phone, symbol, weight, dst)
-
-    def _enter(self, state, left, phone, symbol, weight, dst) -> None:
-        """Adds the arc into a phone's first HMM state, and the states where they are new."""
-        pdfs = self.topology.pdfs(left, phone)
-        last = self._node(dst, phone, pdfs)
-        first = last - len(pdfs[0]) + 1
-        log_weight = weight + self.topology.leave_logprob
-        self.arcs.append((state, pdfs[0][0], symbol, log_weight, first))
-
-    def _node(self, source: int, phone: int, pdfs: tuple | None) -> int:
-        """The node's last state; on first use its states, loops and inner arcs are made."""
-        key = (source, phone, pdfs)
-        if key in self._nodes:
-            return self._nodes[key]
-        forward, loop = pdfs if pdfs else ((0,), ())
-        first = self.num_states
-        self.num_states += len(forward)
-        last = self.num_states - 1
-        self._nodes[key] = last
-        self._queue.append((key, last))
-        for k, pdf in enumerate(loop):
-            self.arcs.append((first + k, pdf, None, self.topology.loop_logprob, first + k))
-        for k, pdf in enumerate(forward[1:]):
-            leave = self.topology.leave_logprob
-            self.arcs.append((first + k, pdf, None, leave, first + k + 1))
-        return last
+    def content(self) -> tuple[Any, ...]:
+        """Everything that makes two topologies differ, to be hashed by its `repr`."""
+        return dataclasses.astuple(self)
