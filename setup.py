@@ -1,8 +1,11 @@
 """Packaging of seqtrain: everything installs with pip; the C++ core is optional."""
 
+import importlib.util
 import pathlib
+import sys
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = pathlib.Path(__file__).parent
 
@@ -41,6 +44,36 @@ EXTRAS = {
 EXTRAS['demo'] = EXTRAS['kaldi'] + EXTRAS['synth'] + EXTRAS['report']
 EXTRAS['all'] = sorted({name for group in EXTRAS.values() for name in group})
 
+
+def core() -> list[Extension]:
+    """The C++ core (seqtrain/ops/cpu); needs a compiler and the headers inside jaxlib."""
+    jaxlib = importlib.util.find_spec('jaxlib')
+    if jaxlib is None or jaxlib.origin is None:
+        print('seqtrain: no jaxlib to build the C++ core against; installing without it.')
+        return []
+    return [
+        Extension(
+            'seqtrain.ops.cpu._core',
+            sources=sorted(str(p.relative_to(HERE)) for p in HERE.glob('seqtrain/ops/cpu/*.cc')),
+            depends=[str(p.relative_to(HERE)) for p in HERE.glob('seqtrain/ops/cpu/*.[hi]*')],
+            include_dirs=[str(pathlib.Path(jaxlib.origin).parent / 'include')],
+            # No -march: each kernel file names its instructions, and one is chosen when it runs.
+            extra_compile_args=['-std=c++17', '-O3', '-g0', '-fno-math-errno', '-Wno-psabi'],
+            optional=True,  # without a compiler the package installs and runs on `xla`
+        )
+    ]
+
+
+class BuildCore(build_ext):
+    """A failure leaves the package without its C++ core; it says so."""
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:
+            print(f'seqtrain: C++ core not built ({error}); it will run on xla.', file=sys.stderr)
+
+
 setup(
     name='seqtrain',
     version='0.1.0',
@@ -50,6 +83,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['seqtrain', 'seqtrain.*']),
+    package_data={'seqtrain.ops.cpu': ['*.h', '*.inc', '*.cc']},
+    ext_modules=core(),
+    cmdclass={'build_ext': BuildCore},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -1,6 +1,7 @@
 """The numeric core: sums and maxima over the paths of a graph. One contract, several backends."""
 
-from seqtrain.ops.forward_backward import BACKENDS, log_partition, occupancies
+from seqtrain.ops.dispatch import BACKENDS, backends
+from seqtrain.ops.forward_backward import log_partition, occupancies
 from seqtrain.ops.graph import NEVER, Graph, min_frames, pack, pack_batch
 from seqtrain.ops.viterbi import viterbi
 
@@ -8,6 +9,7 @@ __all__ = [
     'BACKENDS',
     'NEVER',
     'Graph',
+    'backends',
     'log_partition',
     'min_frames',
     'occupancies',

@@ -10,11 +10,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import layout, log_domain, scaled
+from seqtrain.ops import cpu, dispatch, layout, log_domain, scaled
 from seqtrain.ops.graph import Graph
 from seqtrain.types import Lengths, PerUtterance, Scores
-
-BACKENDS = ('auto', 'xla')
 
 
 def log_partition(
@@ -38,7 +36,7 @@ def log_partition(
       graph: from `pack` (shared) or `pack_batch` (one per utterance).
       leaky: coefficient of Kaldi's leaky HMM (Povey et al. 2016; chain-denominator.h): before
         every frame and after the last one, α(i) += leaky · initial(i) · Σ_j α(j). 0 is exact.
-      backend: 'auto', or one of the names in `BACKENDS`.
+      backend: 'auto' (C++ on CPUs where it is built, else 'xla'), 'xla' or 'cpu'.
 
     Returns:
       f32[B]. −inf where no path has that many frames, NaN where a valid frame holds NaN or +inf
@@ -109,7 +107,7 @@ def _occupancies_jvp(lengths, graph, leaky, backend, primals, tangents):
 
 @partial(jax.jit, static_argnames=('leaky', 'backend'))
 def _run(scores, lengths, graph: Graph, leaky: float, backend: str):
-    return _xla(scores, lengths, graph, leaky)
+    return _kernel(scores, lengths, graph=graph, leaky=leaky, backend=backend)
 
 
 def _xla(scores, lengths, graph: Graph, leaky: float):
@@ -130,6 +128,14 @@ def _xla(scores, lengths, graph: Graph, leaky: float):
     broken = broken | layout.outside(graph, scores.shape[2])
     log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
     return log_z, jnp.where((broken | hopeless)[:, None, None], 0.0, gamma)
+
+
+_kernel = dispatch.Kernel(
+    'seqtrain_forward_backward',
+    portable=_xla,
+    native=cpu.forward_backward,
+    results=lambda scores: (scores[:1], scores),
+)
 
 
 def _clean(scores, valid):
@@ -157,5 +163,4 @@ def _check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
         )
     if not leaky >= 0:
         raise ValueError(f'leaky must be at least 0; got {leaky}.')
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    dispatch.check(backend)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seqtrain import ops
 from seqtrain.fsa import Fsa
 
-BACKENDS = [name for name in ops.BACKENDS if name != 'auto']
+BACKENDS = ops.backends()
 FRAMES, PDFS = 6, 3
 
 

@@ -1,0 +1,95 @@
+"""The `cpu` backend: C++ through the XLA FFI, where a compiler was there at installation.
+
+Loads the library, registers its handlers, wraps their calls. The recursions are in `lanes.inc`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqtrain.ops.graph import Graph
+
+_HERE = pathlib.Path(__file__).parent
+_TARGETS = {
+    'seqtrain_partition': 'SeqtrainPartition',
+    'seqtrain_expectation': 'SeqtrainExpectation',
+}
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the library was built and loads. Says once, in the log, if not."""
+    found = [p for s in importlib.machinery.EXTENSION_SUFFIXES for p in _HERE.glob(f'_core*{s}')]
+    if not found:
+        logging.getLogger('seqtrain').warning(
+            'The C++ core is not built; running on the xla backend, which is several times slower '
+            'on CPUs. Install a C++ compiler (g++ >= 10 or clang) and reinstall seqtrain.'
+        )
+        return False
+    try:
+        _register(ctypes.CDLL(str(found[0])))
+    except (OSError, AttributeError) as error:
+        logging.getLogger('seqtrain').warning(
+            'The C++ core does not load (%s); running on the xla backend. Reinstall seqtrain.',
+            error,
+        )
+        return False
+    return True
+
+
+def instructions() -> str:
+    """The instruction set the library chose on this machine: 'avx512', 'avx2' or 'base'."""
+    if not available():
+        raise RuntimeError('The C++ core is not built; see the log.')
+    return _library.SeqtrainKernels().decode()
+
+
+def forward_backward(scores, lengths, graph: Graph, leaky: float):
+    """log Z f32[B] and occupancies f32[B, T, P]; the contract of `ops.occupancies`."""
+    batch = scores.shape[0]
+    out = (jax.ShapeDtypeStruct((batch,), jnp.float32), _like(scores))
+    call = jax.ffi.ffi_call('seqtrain_partition', out)
+    return call(scores, lengths, *_arrays(graph), leaky=np.float32(leaky))
+
+
+def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
+    """log Z f32[B], E[A] f32[B], dE[A]/dscores f32[B, T, P]; see `ops.expected_accuracy`."""
+    each = jax.ShapeDtypeStruct((scores.shape[0],), jnp.float32)
+    call = jax.ffi.ffi_call('seqtrain_expectation', (each, each, _like(scores)))
+    return call(scores, accuracy, lengths, *_arrays(graph), leaky=np.float32(leaky))
+
+
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _arrays(graph: Graph):
+    return (
+        graph.src,
+        graph.dst,
+        graph.pdf,
+        graph.weight,
+        graph.initial,
+        graph.final,
+        graph.min_frames,
+    )
+
+
+_library: ctypes.CDLL
+
+
+def _register(library: ctypes.CDLL) -> None:
+    global _library
+    library.SeqtrainKernels.restype = ctypes.c_char_p
+    for target, symbol in _TARGETS.items():
+        capsule = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(target, capsule, platform='cpu')
+    _library = library

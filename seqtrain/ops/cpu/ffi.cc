@@ -1,0 +1,226 @@
+// The XLA FFI handlers: reads buffers, splits a batch into jobs, runs them on XLA's threads.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "job.h"
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace seqtrain {
+namespace {
+
+using Floats = ffi::AnyBuffer;
+
+// Time of a frame with so many lanes, relative to one lane (measured; see launch/benchmark_core.py).
+struct Width {
+  int lanes;
+  double cost;
+};
+constexpr Width kWidths[] = {{1, 1.0}, {4, 1.25}, {8, 1.5}, {16, 2.2}};
+
+// The width that finishes `count` utterances soonest on so many threads.
+int BestWidth(int64_t count, int64_t threads) {
+  int best = 1;
+  double best_time = INFINITY;
+  for (const Width& width : kWidths) {
+    const int64_t jobs = (count + width.lanes - 1) / width.lanes;
+    const double time = ((jobs + threads - 1) / threads) * width.cost;
+    if (time < best_time) best = width.lanes, best_time = time;
+  }
+  return best;
+}
+
+void Infeasible(const Batch& batch, int32_t b, float log_z) {
+  batch.log_z[b] = log_z;
+  if (batch.value) batch.value[b] = 0;
+  const int64_t size = batch.num_frames * batch.num_pdfs;
+  std::memset(batch.gamma + b * size, 0, sizeof(float) * size);
+}
+
+bool Hopeless(const Batch& batch, const GraphView& graph, int32_t b) {
+  return batch.lengths[b] < graph.min_frames && !(batch.leaky > 0);
+}
+
+void RunJob(Job* job, int lanes) {
+  const Batch& batch = *job->batch;
+  const Kernels& kernels = BestKernels();
+  Arena::OfThisThread().Reset();
+  (batch.accuracy ? kernels.expectation : kernels.partition)(job, lanes);
+  for (int l = 0; l < job->num_lanes; ++l) {
+    const bool redo = job->verdict[l] == Verdict::kRedo || job->plan->wide;
+    if (job->verdict[l] == Verdict::kBroken) {
+      Infeasible(batch, job->lane[l], NAN);
+    } else if (redo) {
+      LogDomain(batch, job->plan->graph, job->lane[l]);
+    }
+  }
+}
+
+template <typename Pool>
+void RunShared(const Batch& batch, const GraphView& graph, Pool& pool) {
+  Plan plan;
+  plan.Build(graph, batch.num_pdfs);
+  std::vector<int32_t> order;
+  for (int32_t b = 0; b < batch.num_utterances; ++b) {
+    if (plan.outside || Hopeless(batch, graph, b)) {
+      Infeasible(batch, b, Hopeless(batch, graph, b) ? -INFINITY : NAN);
+    } else {
+      order.push_back(b);
+    }
+  }
+  // Neighbours of like length share a job, so that few lanes idle; the longest start first.
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
+  const int64_t count = order.size();
+  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()));
+  ParallelFor(pool, (count + lanes - 1) / lanes, [&](int64_t i) {
+    Job job;
+    job.batch = &batch;
+    job.plan = &plan;
+    job.num_lanes = static_cast<int>(std::min<int64_t>(lanes, count - i * lanes));
+    std::copy_n(order.begin() + i * lanes, job.num_lanes, job.lane);
+    RunJob(&job, lanes);
+  });
+}
+
+template <typename Pool>
+void RunEach(const Batch& batch, const std::vector<GraphView>& graphs, Pool& pool) {
+  std::vector<int32_t> order(batch.num_utterances);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
+  ParallelFor(pool, batch.num_utterances, [&](int64_t i) {
+    const int32_t b = order[i];
+    const GraphView& graph = graphs[b];
+    if (Hopeless(batch, graph, b)) return Infeasible(batch, b, -INFINITY);
+    static thread_local Plan plan;
+    plan.Build(graph, batch.num_pdfs);
+    if (plan.outside) return Infeasible(batch, b, NAN);
+    Job job;
+    job.batch = &batch;
+    job.plan = &plan;
+    job.num_lanes = 1;
+    job.lane[0] = b;
+    RunJob(&job, 1);
+  });
+}
+
+using Ints = ffi::AnyBuffer;
+
+GraphView View(Ints src, Ints dst, Ints pdf, Floats weight, Floats initial, Floats final_,
+               Ints min_frames, int64_t b) {
+  GraphView view;
+  view.num_arcs = src.dimensions().back();
+  view.num_states = initial.dimensions().back();
+  view.src = src.typed_data<int32_t>() + b * view.num_arcs;
+  view.dst = dst.typed_data<int32_t>() + b * view.num_arcs;
+  view.pdf = pdf.typed_data<int32_t>() + b * view.num_arcs;
+  view.weight = weight.typed_data<float>() + b * view.num_arcs;
+  view.initial = initial.typed_data<float>() + b * view.num_states;
+  view.final_ = final_.typed_data<float>() + b * view.num_states;
+  view.min_frames = min_frames.typed_data<int32_t>()[b];
+  return view;
+}
+
+ffi::Error Run(Batch batch, Ints src, Ints dst, Ints pdf, Floats weight, Floats initial,
+               Floats final_, Ints min_frames, ffi::ThreadPool pool) {
+  const bool shared = src.dimensions().size() == 1;
+  auto view = [&](int64_t b) {
+    return View(src, dst, pdf, weight, initial, final_, min_frames, b);
+  };
+  for (int64_t b = 0; b < batch.num_utterances; ++b)
+    if (batch.lengths[b] < 0 || batch.lengths[b] > batch.num_frames)
+      return ffi::Error::InvalidArgument("seqtrain: lengths must lie between 0 and T.");
+  try {
+    if (shared) {
+      RunShared(batch, view(0), pool);
+    } else {
+      std::vector<GraphView> graphs;
+      for (int64_t b = 0; b < batch.num_utterances; ++b) graphs.push_back(view(b));
+      RunEach(batch, graphs, pool);
+    }
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("seqtrain: ") + error.what());
+  }
+  return ffi::Error::Success();
+}
+
+Batch ReadBatch(const Floats& scores, const Ints& lengths, float leaky) {
+  Batch batch;
+  const auto shape = scores.dimensions();
+  batch.num_utterances = shape[0];
+  batch.num_frames = shape[1];
+  batch.num_pdfs = shape[2];
+  batch.scores = scores.typed_data<float>();
+  batch.lengths = lengths.typed_data<int32_t>();
+  batch.leaky = leaky;
+  return batch;
+}
+
+ffi::Error Partition(ffi::ThreadPool pool, Floats scores, Ints lengths, Ints src, Ints dst, Ints pdf,
+                     Floats weight, Floats initial, Floats final_, Ints min_frames, float leaky,
+                     ffi::Result<Floats> log_z, ffi::Result<Floats> gamma) {
+  Batch batch = ReadBatch(scores, lengths, leaky);
+  batch.log_z = log_z->typed_data<float>();
+  batch.gamma = gamma->typed_data<float>();
+  return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
+}
+
+ffi::Error Expectation(ffi::ThreadPool pool, Floats scores, Floats accuracy, Ints lengths, Ints src,
+                       Ints dst, Ints pdf, Floats weight, Floats initial, Floats final_,
+                       Ints min_frames, float leaky, ffi::Result<Floats> log_z,
+                       ffi::Result<Floats> value, ffi::Result<Floats> gradient) {
+  Batch batch = ReadBatch(scores, lengths, leaky);
+  batch.accuracy = accuracy.typed_data<float>();
+  batch.log_z = log_z->typed_data<float>();
+  batch.value = value->typed_data<float>();
+  batch.gamma = gradient->typed_data<float>();
+  return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
+}
+
+}  // namespace
+}  // namespace seqtrain
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainPartition, seqtrain::Partition,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // scores
+                                  .Arg<ffi::AnyBuffer>()  // lengths
+                                  .Arg<ffi::AnyBuffer>()  // src
+                                  .Arg<ffi::AnyBuffer>()  // dst
+                                  .Arg<ffi::AnyBuffer>()  // pdf
+                                  .Arg<ffi::AnyBuffer>()  // weight
+                                  .Arg<ffi::AnyBuffer>()  // initial
+                                  .Arg<ffi::AnyBuffer>()  // final
+                                  .Arg<ffi::AnyBuffer>()  // min_frames
+                                  .Attr<float>("leaky")
+                                  .Ret<ffi::AnyBuffer>()    // log_z
+                                  .Ret<ffi::AnyBuffer>());  // gamma
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainExpectation, seqtrain::Expectation,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // scores
+                                  .Arg<ffi::AnyBuffer>()  // accuracy
+                                  .Arg<ffi::AnyBuffer>()  // lengths
+                                  .Arg<ffi::AnyBuffer>()  // src
+                                  .Arg<ffi::AnyBuffer>()  // dst
+                                  .Arg<ffi::AnyBuffer>()  // pdf
+                                  .Arg<ffi::AnyBuffer>()  // weight
+                                  .Arg<ffi::AnyBuffer>()  // initial
+                                  .Arg<ffi::AnyBuffer>()  // final
+                                  .Arg<ffi::AnyBuffer>()  // min_frames
+                                  .Attr<float>("leaky")
+                                  .Ret<ffi::AnyBuffer>()    // log_z
+                                  .Ret<ffi::AnyBuffer>()    // value
+                                  .Ret<ffi::AnyBuffer>());  // gradient
+
+// The name of the instruction set in use, for the self-check.
+extern "C" const char* SeqtrainKernels() { return seqtrain::BestKernels().name; }

@@ -1,0 +1,80 @@
+// What one call asks of a kernel: some utterances of a batch, one graph. No algorithms.
+#ifndef SEQTRAIN_JOB_H_
+#define SEQTRAIN_JOB_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "plan.h"
+
+namespace seqtrain {
+
+constexpr int kMaxLanes = 16;
+
+enum class Verdict : uint8_t { kTrusted, kRedo, kBroken };
+
+// The batch as it comes from Python. `accuracy` and `gradient` only for the expectation pass.
+struct Batch {
+  int64_t num_utterances = 0;
+  int64_t num_frames = 0;
+  int64_t num_pdfs = 0;
+  const float* scores = nullptr;    // [B, T, P]
+  const float* accuracy = nullptr;  // [B, T, P]
+  const int32_t* lengths = nullptr; // [B]
+  float leaky = 0;
+  float* log_z = nullptr;           // [B]
+  float* gamma = nullptr;           // [B, T, P]: occupancies, or the gradient of the expectation
+  float* value = nullptr;           // [B], expected accuracy
+};
+
+// Up to kMaxLanes utterances that share a graph.
+struct Job {
+  const Batch* batch = nullptr;
+  const Plan* plan = nullptr;
+  int num_lanes = 0;
+  int32_t lane[kMaxLanes];
+  Verdict verdict[kMaxLanes];
+};
+
+// Runs a job with `lanes` in {1, 4, 8, 16}, at least job->num_lanes.
+using Kernel = void (*)(Job* job, int lanes);
+
+struct Kernels {
+  const char* name;
+  Kernel partition;
+  Kernel expectation;
+};
+
+// The best set for this machine's instructions.
+const Kernels& BestKernels();
+// One utterance in the log domain, in double precision; with the expectation where the batch has an
+// accuracy.
+void LogDomain(const Batch& batch, const GraphView& graph, int32_t utterance);
+
+// Memory that a thread keeps from call to call, so that pages are touched once.
+class Arena {
+ public:
+  static Arena& OfThisThread();
+  // Forgets what was taken; gives memory beyond `keep` bytes back to the system.
+  void Reset();
+  // 64-byte aligned, uninitialised.
+  template <typename T>
+  T* Take(size_t count) {
+    return static_cast<T*>(TakeBytes(count * sizeof(T)));
+  }
+  ~Arena();
+
+ private:
+  void* TakeBytes(size_t bytes);
+  struct Block {
+    char* data;
+    size_t size;
+    size_t used;
+  };
+  std::vector<Block> blocks_;
+};
+
+}  // namespace seqtrain
+
+#endif  // SEQTRAIN_JOB_H_

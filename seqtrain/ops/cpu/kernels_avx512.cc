@@ -1,0 +1,33 @@
+// The kernels for one instruction set: avx512. Standard headers come before the pragma, so that
+// nothing of the standard library is compiled for instructions a machine may not have.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "job.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")
+#endif
+
+namespace seqtrain {
+namespace avx512 {
+namespace {
+
+#include "lanes.inc"
+
+}  // namespace
+
+void Partition(Job* job, int lanes) { RunJob<false>(job, lanes); }
+void Expectation(Job* job, int lanes) { RunJob<true>(job, lanes); }
+
+}  // namespace avx512
+}  // namespace seqtrain
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

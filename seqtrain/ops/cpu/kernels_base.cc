@@ -1,0 +1,21 @@
+// The kernels for one instruction set: base. Standard headers come before the pragma, so that
+// nothing of the standard library is compiled for instructions a machine may not have.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "job.h"
+
+namespace seqtrain {
+namespace base {
+namespace {
+
+#include "lanes.inc"
+
+}  // namespace
+
+void Partition(Job* job, int lanes) { RunJob<false>(job, lanes); }
+void Expectation(Job* job, int lanes) { RunJob<true>(job, lanes); }
+
+}  // namespace base
+}  // namespace seqtrain

@@ -1,0 +1,123 @@
+"""Which backend runs: decided when a program is lowered for a platform, not when it is traced.
+
+One JAX primitive per kernel. Its lowering picks the C++ core on CPUs where it is built, and the
+portable program everywhere else and in exported modules (those must run where seqtrain is not
+installed). Its batching rule folds a vmapped axis into the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from seqtrain.ops import cpu
+from seqtrain.ops.graph import Graph
+
+BACKENDS = ('auto', 'xla', 'cpu')
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that can run here: 'xla' always, 'cpu' where the C++ core is built."""
+    return ('xla', 'cpu') if cpu.available() else ('xla',)
+
+
+def check(backend: str) -> None:
+    """Raises ValueError for an unknown backend, or for 'cpu' where the C++ core is not built."""
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}; got {backend!r}.')
+    if backend == 'cpu' and not cpu.available():
+        raise ValueError(
+            "backend='cpu' needs the C++ core, which is not built here: install a C++ compiler and "
+            "reinstall seqtrain, or use backend='auto'."
+        )
+
+
+class Kernel:
+    """A function of per-utterance arrays and a graph that exists portably and in C++.
+
+    Args:
+      name: of the JAX primitive.
+      portable, native: called as f(*arrays, graph, leaky); every array and every result has a
+        leading axis B. The first array is the scores.
+      results: from the shape of the scores to the shapes of the float32 results.
+    """
+
+    def __init__(self, name: str, portable: Callable, native: Callable, results: Callable):
+        self._portable, self._native = portable, native
+        self._results = results
+        self._primitive = Primitive(name)
+        self._primitive.multiple_results = True
+        self._primitive.def_abstract_eval(self._abstract)
+        self._primitive.def_impl(lambda *a, **k: jax.jit(partial(self._primitive.bind, **k))(*a))
+        mlir.register_lowering(self._primitive, self._lower)
+        batching.primitive_batchers[self._primitive] = self._batch
+
+    def __call__(self, *arrays, graph: Graph, leaky: float, backend: str) -> tuple[jax.Array, ...]:
+        leaves, tree = jax.tree.flatten(graph)
+        operands = (*arrays, *map(jnp.asarray, leaves))
+        return tuple(self._primitive.bind(*operands, tree=tree, leaky=leaky, backend=backend))
+
+    def _abstract(self, scores, *_, **__):
+        shapes = self._results(scores.shape)
+        return [jax.core.ShapedArray(shape, jnp.float32) for shape in shapes]
+
+    def _lower(self, ctx, *operands, tree, leaky, backend):
+        module = ctx.module_context
+        exporting = getattr(module.lowering_parameters, 'for_export', False)
+        on_cpu = tuple(module.platforms) == ('cpu',)
+        if backend == 'cpu' and not on_cpu:
+            raise ValueError(f"backend='cpu' cannot run on {module.platforms}; use 'auto'.")
+        native = backend == 'cpu' or (
+            backend == 'auto' and on_cpu and not exporting and cpu.available()
+        )
+        chosen = self._native if native else self._portable
+
+        def run(*flat):
+            arrays, leaves = flat[: len(flat) - tree.num_leaves], flat[-tree.num_leaves :]
+            return chosen(*arrays, jax.tree.unflatten(tree, leaves), leaky)
+
+        return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+
+    def _batch(self, operands, axes, *, tree, leaky, backend):
+        split = len(operands) - tree.num_leaves
+        size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
+        arrays = [_leading(x, a, size) for x, a in zip(operands[:split], axes[:split], strict=True)]
+        graph = jax.tree.unflatten(tree, operands[split:])
+        mapped = any(a is not None for a in axes[split:])
+        if mapped or graph.batched:
+            graph = _one_each(tree, operands[split:], axes[split:], size, arrays[0].shape[1])
+        fold = [x.reshape(-1, *x.shape[2:]) for x in arrays]
+        out = self(*fold, graph=graph, leaky=leaky, backend=backend)
+        return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
+
+
+def _leading(x, axis, size: int):
+    """Brings the mapped axis to the front, or repeats x along a new one."""
+    if axis is None:
+        return jnp.broadcast_to(x, (size, *x.shape))
+    return jnp.moveaxis(x, axis, 0)
+
+
+def _one_each(tree, leaves, axes, size: int, batch: int) -> Graph:
+    """A graph for each of size · batch utterances; groups are dropped (they are for sharing)."""
+    shared = not tree_is_batched(tree, leaves, axes)
+
+    def spread(x, axis):
+        x = _leading(x, axis, size)
+        if shared:
+            x = jnp.broadcast_to(x[:, None], (size, batch, *x.shape[1:]))
+        return x.reshape(size * batch, *x.shape[2:])
+
+    graph = jax.tree.unflatten(tree, [spread(x, a) for x, a in zip(leaves, axes, strict=True)])
+    return Graph(**{**vars(graph), 'group': None, 'group_dst': None, 'group_pdf': None})
+
+
+def tree_is_batched(tree, leaves, axes) -> bool:
+    """Whether the graph had an axis B before the mapped axis was added."""
+    src_rank = len(leaves[0].shape) - (axes[0] is not None)
+    return src_rank == 2
