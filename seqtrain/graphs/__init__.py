@@ -8,6 +8,7 @@ from seqtrain.graphs.hlg import DecodingGraph, decoding_graph
 from seqtrain.graphs.lexicon import Lexicon, LexiconError, OovError, training_phones, transcript
 from seqtrain.graphs.ngram import NGramLm
 from seqtrain.graphs.phone_lm import PhoneLm
+from seqtrain.graphs.tied import TiedTopology, relabel, tie_by_counts
 from seqtrain.graphs.topology import Topology
 
 __all__ = [
@@ -19,13 +20,16 @@ __all__ = [
     'OovError',
     'PhoneLm',
     'Segment',
+    'TiedTopology',
     'Topology',
     'arpa',
     'decoding_graph',
     'denominator',
     'expand',
     'numerator',
+    'relabel',
     'segments',
+    'tie_by_counts',
     'training_phones',
     'transcript',
     'uniform_alignment',
