@@ -25,9 +25,12 @@ package knows nothing of speech. A whole run, on a toy model:
 ((400, 400), [1.0, -2.0, 0.5])
 """
 
-from seqtrain.exchange import rules
+from seqtrain.exchange import eventlog, rules
 from seqtrain.exchange.client import Client
 from seqtrain.exchange.courier import ExchangeError, Pulled, Stats, Versions
+from seqtrain.exchange.eventlog import EventLog
+from seqtrain.exchange.faults import FaultPlan, InjectedFault
+from seqtrain.exchange.local_steps import LocalTrainer, clip, pseudo_gradient
 from seqtrain.exchange.messages import (
     Ack,
     Event,
@@ -41,6 +44,7 @@ from seqtrain.exchange.messages import (
 )
 from seqtrain.exchange.partition import Partition, PartitionError
 from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.replay import ReplayError, replay
 from seqtrain.exchange.state import ShardState
 from seqtrain.exchange.store import Store
 from seqtrain.exchange.transport.local import LocalServer
@@ -49,10 +53,14 @@ __all__ = [
     'Ack',
     'Client',
     'Event',
+    'EventLog',
     'ExchangeError',
+    'FaultPlan',
+    'InjectedFault',
     'Join',
     'Leave',
     'LocalServer',
+    'LocalTrainer',
     'Params',
     'Partition',
     'PartitionError',
@@ -62,9 +70,14 @@ __all__ = [
     'Push',
     'Reason',
     'Reject',
+    'ReplayError',
     'ShardState',
     'Stats',
     'Store',
     'Versions',
+    'clip',
+    'eventlog',
+    'pseudo_gradient',
+    'replay',
     'rules',
 ]

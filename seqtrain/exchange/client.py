@@ -31,7 +31,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from seqtrain.exchange.courier import Channel, Courier, ExchangeError, Pulled, Stats, Versions
+from seqtrain.exchange.courier import (
+    Channel,
+    Courier,
+    ExchangeError,
+    Facts,
+    Pulled,
+    Stats,
+    Versions,
+)
+from seqtrain.exchange.faults import FaultPlan, FaultyChannel, InjectedFault
 from seqtrain.exchange.messages import Reject
 from seqtrain.exchange.partition import Partition
 
@@ -43,7 +52,7 @@ class _Work:
     """One item of the queue: a push and the pull after it, or the pull alone."""
 
     number: int
-    push: tuple[Any, Versions, int, float, int] | None = None
+    push: tuple[Any, Versions, int, Facts] | None = None
 
 
 class Client:
@@ -53,10 +62,14 @@ class Client:
       channel: the transport's line to the shards.
       partition: how the parameters are cut.
       worker: this replica's number.
-      wait_for_fresh: whether `latest` must wait for the pull that follows the last push.
+      wait_for_fresh: `latest` must wait for the pull that follows the last push (sync).
+      take_turns: `latest` asks for its turn and waits for it; nothing is pulled in between, so that
+        a replica that rests holds nobody up (staleness bounded by waiting).
       queue_size: pushes that may wait before `push` blocks.
       device: where pulled parameters are put; None leaves them as NumPy arrays.
       retry_s: after so long without an answer a message is sent again; None means never.
+      codec: 'float32', 'bfloat16' or 'int8': how updates are sent, with error feedback.
+      faults: what shall go wrong, in tests.
     """
 
     def __init__(
@@ -66,15 +79,20 @@ class Client:
         worker: int,
         *,
         wait_for_fresh: bool = False,
+        take_turns: bool = False,
         queue_size: int = 2,
         device: jax.Device | None = None,
         retry_s: float | None = None,
+        codec: str = 'float32',
+        faults: FaultPlan | None = None,
     ):
         if queue_size < 1:
             raise ValueError(f'queue_size is {queue_size}; at least 1.')
         self.worker = worker
-        self._channel = channel
-        self._wait_for_fresh, self._queue_size = wait_for_fresh, queue_size
+        self._faults = faults
+        self._channel = channel = FaultyChannel(channel, faults) if faults else channel
+        self._wait_for_fresh, self._take_turns = wait_for_fresh, take_turns
+        self._queue_size = queue_size
         self._cond = threading.Condition()
         self._work: collections.deque[_Work] = collections.deque()
         self._given = self._done = 0  # numbers of the last work given and done
@@ -87,9 +105,10 @@ class Client:
             channel,
             partition,
             worker,
-            in_order=wait_for_fresh,
+            in_order=take_turns,
             device=device,
             retry_s=retry_s,
+            codec=codec,
             stop=lambda: self._closing,
             abandon=lambda: self._killed,
         )
@@ -98,7 +117,16 @@ class Client:
 
     # -- the replica's side -----------------------------------------------------------------
 
-    def push(self, update: Any, versions: Versions, frames: float = 1.0, s2: int = 0) -> int:
+    def push(
+        self,
+        update: Any,
+        versions: Versions,
+        frames: float = 1.0,
+        s2: int = 0,
+        *,
+        steps: int = 1,
+        step_s: float = 0.0,
+    ) -> int:
         """Hands an update over and returns its number; waits only while the queue is full.
 
         Args:
@@ -106,14 +134,30 @@ class Client:
           versions: what came with the parameters that the update was computed from.
           frames: frames behind the update, its weight.
           s2: age of the outer derivatives in versions, for the log.
+          steps: local steps behind the update, for the log.
+          step_s: measured seconds per local step; what `local_steps` goes by.
         """
+        if self._faults and self._faults.dies(self.worker, self._courier.stats.pushes):
+            self.kill()
+            raise InjectedFault(f'Replica {self.worker} dies before push {self._next_seq}.')
+        facts = Facts(float(frames), int(s2), int(steps), float(step_s))
         update = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, update)
         with self._cond:
             self._wait(lambda: len(self._work) < self._queue_size and self._next_seq >= 0)
             seq, self._next_seq = self._next_seq, self._next_seq + 1
             self._courier.stats.pushes += 1
-            self._give((update, versions, seq, float(frames), int(s2)))
+            self._give((update, versions, seq, facts))
             return seq
+
+    def local_steps(self, most: int) -> int:
+        """How many local steps to take so that all replicas push equally often (DyLU).
+
+        ⌊v/v_max · H⌋, at least 1 (Liu et al. 2024, arXiv 2401.09135), from the speeds v that the
+        replicas report with their pushes; H until they have.
+        """
+        with self._cond:
+            speed = self._newest.versions.speed if self._newest is not None else 1.0
+        return max(1, int(speed * most))
 
     def poll(self) -> Pulled | None:
         """The newest parameters if they have not been handed out yet, else None. Never waits."""
@@ -123,6 +167,8 @@ class Client:
 
     def latest(self) -> Pulled:
         """The parameters for the next step; waits as the mode demands, and for the first ones."""
+        if self._take_turns:
+            return self._pull_now()
         with self._cond:
             self._wait_for_params(self._given if self._wait_for_fresh else 0)
             return self._read()
@@ -133,14 +179,11 @@ class Client:
         Args:
           wait: False only asks for them; `poll` will have them later.
         """
+        if wait:
+            return self._pull_now()
         with self._cond:
-            self._raise_if_failed()
-            if self._given == self._done and self._newest is not None:
-                self._give(None)
-            if not wait:
-                return None
-            self._wait_for_params(self._given)
-            return self._read()
+            self._ask_if_idle()
+        return None
 
     def flush(self) -> None:
         """Waits until every push so far was applied or refused."""
@@ -197,10 +240,22 @@ class Client:
                 'in sync mode another replica may have died: expire it, or close the server.'
             )
 
-    def _give(self, push: tuple[Any, Versions, int, float, int] | None) -> None:
+    def _give(self, push: tuple[Any, Versions, int, Facts] | None) -> None:
         self._given += 1
         self._work.append(_Work(self._given, push))
         self._cond.notify_all()
+
+    def _pull_now(self) -> Pulled:
+        with self._cond:
+            self._ask_if_idle()
+            self._wait_for_params(self._given)
+            return self._read()
+
+    def _ask_if_idle(self) -> None:
+        """Queues a pull, unless one will follow a queued push anyway."""
+        self._raise_if_failed()
+        if self._take_turns or (self._given == self._done and self._newest is not None):
+            self._give(None)
 
     def _read(self) -> Pulled:
         assert self._newest is not None
@@ -232,8 +287,9 @@ class Client:
             joined = self._courier.join()
             if joined is not None:
                 with self._cond:
-                    self._newest, self._next_seq = joined
-                    self._unread = True
+                    pulled, self._next_seq = joined
+                    if not self._take_turns:
+                        self._newest, self._unread = pulled, True
                     self._cond.notify_all()
                 while (work := self._next_work()) is not None:
                     self._do(work)
@@ -262,10 +318,12 @@ class Client:
 
     def _do(self, work: _Work) -> None:
         started = time.perf_counter()
+        is_push = work.push is not None
         if work.push is not None:
             self._courier.push(*work.push)
             work.push = None  # the device may have its memory back
-        pulled = None if self._closing else self._courier.pull()
+        rests = self._take_turns and is_push
+        pulled = None if self._closing or rests else self._courier.pull()
         with self._cond:
             if self._work:
                 self._work.popleft()

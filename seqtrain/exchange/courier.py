@@ -9,11 +9,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from seqtrain.exchange.codec import Compressor
 from seqtrain.exchange.messages import (
     Ack,
     Join,
@@ -36,10 +37,14 @@ class ExchangeError(RuntimeError):
 
 
 class Versions(NamedTuple):
-    """Where pulled parameters come from: one version and one generation per shard."""
+    """Where pulled parameters come from: one version and one generation per shard.
+
+    `speed` is this replica's speed over the fastest one's, as the first shard knew it then.
+    """
 
     numbers: tuple[int, ...]
     generations: tuple[int, ...]
+    speed: float = 1.0
 
 
 class Pulled(NamedTuple):
@@ -47,6 +52,15 @@ class Pulled(NamedTuple):
 
     params: Any
     versions: Versions
+
+
+class Facts(NamedTuple):
+    """What goes with an update: frames (its weight), age s2, local steps, seconds per step."""
+
+    frames: float = 1.0
+    s2: int = 0
+    steps: int = 1
+    step_s: float = 0.0
 
 
 class Channel(Protocol):
@@ -110,6 +124,7 @@ class Courier:
         each other cannot wait in a circle.
       device: where pulled parameters are put; None leaves them as NumPy arrays.
       retry_s: after so long without an answer a message is sent again; None means never.
+      codec: 'float32', 'bfloat16' or 'int8': how updates are sent (see `codec`).
       stop: asked while waiting: True abandons pulls (pushes are waited for).
       abandon: asked while waiting: True abandons everything.
     """
@@ -123,6 +138,7 @@ class Courier:
         in_order: bool = False,
         device: jax.Device | None = None,
         retry_s: float | None = None,
+        codec: str = 'float32',
         stop: Callable[[], bool] = lambda: False,
         abandon: Callable[[], bool] = lambda: False,
     ):
@@ -131,21 +147,36 @@ class Courier:
         self.rejections: collections.deque[Reject] = collections.deque(maxlen=100)
         self._channel, self._partition = channel, partition
         self._in_order, self._device, self._retry_s = in_order, device, retry_s
+        self._compress = Compressor(codec)
         self._stop, self._abandon = stop, abandon
 
     def join(self) -> tuple[Pulled, int] | None:
-        """Joins all shards: the parameters and the first free seq; None when stopped."""
-        replies = self._join(range(self._partition.num_shards))
-        if len(replies) < self._partition.num_shards:
-            return None
-        return self._assemble(replies), 1 + max(r.last_seq for r in replies.values())
+        """Joins all shards: the parameters and the first free seq; None when stopped.
 
-    def push(self, update: Any, versions: Versions, seq: int, frames: float, s2: int) -> None:
+        Where replicas wait for each other, joining gives values but no turn: that is for `pull`.
+        """
+        shards = range(self._partition.num_shards)
+        replies = self._ask_params({s: Join(self.worker) for s in shards})
+        if len(replies) < len(shards):
+            return None
+        return self._assemble(replies), 1 + max(reply.last_seq for reply in replies.values())
+
+    def push(self, update: Any, versions: Versions, seq: int, facts: Facts) -> None:
         """Sends one update to all shards and waits until each has applied or refused it."""
-        shards = self._partition.split(update)
+        shards = [self._compress(s, part) for s, part in enumerate(self._partition.split(update))]
         pushes: dict[int, Message] = {
             s: Push(
-                self.worker, seq, versions.numbers[s], part, frames, s2, versions.generations[s]
+                self.worker,
+                seq,
+                versions.numbers[s],
+                part,
+                facts.frames,
+                facts.s2,
+                versions.generations[s],
+                versions.numbers,
+                versions.generations,
+                facts.steps,
+                facts.step_s,
             )
             for s, part in enumerate(shards)
         }
@@ -161,7 +192,7 @@ class Courier:
         self.stats.bytes_pushed += sum(part.nbytes for part in shards)
         if lost:
             self.stats.rejoins += 1
-            self._join(lost)
+            self._ask_params({s: Join(self.worker, fresh=False) for s in lost})
 
     def pull(self) -> Pulled | None:
         """The parameters of all shards; None when stopped meanwhile."""
@@ -176,9 +207,6 @@ class Courier:
         for shard in range(self._partition.num_shards):
             self._channel.send(shard, Leave(self.worker))
 
-    def _join(self, shards: Iterable[int]) -> dict[int, Params]:
-        return self._ask_params({s: Join(self.worker) for s in shards})
-
     def _assemble(self, replies: dict[int, Params]) -> Pulled:
         shards = [replies[s] for s in range(self._partition.num_shards)]
         tree = self._partition.join([params.values for params in shards])
@@ -187,21 +215,23 @@ class Courier:
         self.stats.pulls += 1
         self.stats.bytes_pulled += 4 * self._partition.size
         numbers = tuple(params.version for params in shards)
-        return Pulled(tree, Versions(numbers, tuple(params.generation for params in shards)))
+        generations = tuple(params.generation for params in shards)
+        return Pulled(tree, Versions(numbers, generations, shards[0].speed))
 
     def _ask_params(self, messages: dict[int, Message]) -> dict[int, Params]:
         """Asks for values. A shard that does not know this replica (any more) is joined again."""
         replies: dict[int, Params] = {}
         while messages and not self._stop():
-            again = {}
+            again: dict[int, Message] = {}
             for shard, reply in self._ask(messages, self._stop).items():
                 if isinstance(reply, Params):
                     replies[shard] = reply
                 elif isinstance(reply, Reject):
                     self._note_rejection(reply)
                     self.stats.rejoins += 1
-                    again[shard] = Join(self.worker)
-            messages = dict(again)
+                    again[shard] = messages[shard]
+            self._ask({s: Join(self.worker, fresh=False) for s in again}, self._stop)
+            messages = again
         return replies
 
     def _ask(self, messages: dict[int, Message], stop: Callable[[], bool]) -> dict[int, Reply]:

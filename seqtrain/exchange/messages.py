@@ -11,6 +11,8 @@ import enum
 
 import numpy as np
 
+from seqtrain.exchange.codec import Encoded
+
 
 class Reason(enum.Enum):
     """Why a message was refused. The values are stable: logs and transports carry them."""
@@ -31,9 +33,13 @@ class Reason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Join:
-    """A replica announces itself (again, after a restart); answered by `Params`."""
+    """A replica announces itself; answered by `Params`.
+
+    `fresh` is False where the same replica joins again because the shard had forgotten it.
+    """
 
     worker: int
+    fresh: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +58,28 @@ class Push:
       worker: replica number.
       seq: strictly increasing per replica; a shard applies each at most once.
       base_version: version of this shard's values that the update was computed from.
-      update: f32[n], the flat gradient, pseudo-gradient or values, whichever the rule wants.
+      update: f32[n], the flat gradient, pseudo-gradient or values, whichever the rule wants;
+        or the same encoded (see `codec`).
       frames: frames behind the update (any positive weight for other kinds of data).
       s2: age of the outer derivatives, in versions; logged only.
       generation: the shard's generation that `base_version` belongs to.
+      bases: the versions of all shards that the update was computed from; for the log.
+      generations: their generations; for the log.
+      steps: local steps behind the update; for the log.
+      step_s: seconds per local step, 0 where not measured; see `Params.speed`.
     """
 
     worker: int
     seq: int
     base_version: int
-    update: np.ndarray
+    update: np.ndarray | Encoded
     frames: float = 1.0
     s2: int = 0
     generation: int = 0
+    bases: tuple[int, ...] = ()
+    generations: tuple[int, ...] = ()
+    steps: int = 1
+    step_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +93,13 @@ class Leave:
 class Params:
     """The shard's values (read-only; f32[n]) at a version of a generation.
 
-    `last_seq` is the last push the shard took from this replica: a restarted replica counts on.
+    Attributes:
+      worker: whom this is for.
+      version: number of updates applied.
+      values: f32[n].
+      generation: how often the shard has restarted.
+      last_seq: the last push the shard took from this replica: a restarted replica counts on.
+      speed: this replica's speed in steps per second over the fastest one's; 1 where unknown.
     """
 
     worker: int
@@ -86,6 +107,7 @@ class Params:
     values: np.ndarray
     generation: int = 0
     last_seq: int = -1
+    speed: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +152,11 @@ class Event:
       s2: age of the outer derivatives.
       frames: frames behind the update.
       time_s: the shell's clock when the message was handled (virtual time in the simulator).
-      note: the reason of a rejection, the name of a rule.
+      note: the reason of a rejection, the name of a rule, 'fresh' for a new replica that joined.
+      generation: the shard's generation; counts its restarts.
+      bases: versions of all shards that the update was computed from.
+      generations: their generations.
+      steps: local steps behind the update.
     """
 
     kind: str
@@ -144,3 +170,7 @@ class Event:
     frames: float = 0.0
     time_s: float = 0.0
     note: str = ''
+    generation: int = 0
+    bases: tuple[int, ...] = ()
+    generations: tuple[int, ...] = ()
+    steps: int = 1

@@ -7,7 +7,9 @@ float type is widened on the way out and narrowed on the way back.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,20 +23,13 @@ class PartitionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """Where one leaf lies: its path, shape, dtype and first element in the flat vector."""
+    """Where one leaf lies: its path, shape, dtype and range in the flat vector."""
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     start: int
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
+    stop: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +62,9 @@ class Partition:
                     f'Leaf {name} has dtype {dtype}; the exchange carries floating point '
                     'parameters only. Keep counters and random keys out of the tree.'
                 )
-            leaf = Leaf(name, tuple(value.shape), dtype, start)
-            leaves.append(leaf)
-            start = leaf.stop
+            stop = start + math.prod(value.shape)
+            leaves.append(Leaf(name, tuple(value.shape), dtype, start, stop))
+            start = stop
         if not 1 <= num_shards <= start:
             raise PartitionError(
                 f'Cannot cut {start} parameters into {num_shards} shards; '
@@ -136,7 +131,7 @@ class Partition:
 
     def _cover(self, leaf: Leaf):
         """The (shard, lo, hi) ranges, in flat coordinates, that a leaf spans."""
-        shard = int(np.searchsorted(self.bounds, leaf.start, side='right')) - 1
+        shard = bisect.bisect_right(self.bounds, leaf.start) - 1
         lo = leaf.start
         while lo < leaf.stop:
             hi = min(leaf.stop, self.bounds[shard + 1])

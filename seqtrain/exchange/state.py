@@ -14,7 +14,8 @@ What a shard holds, and which message may change it:
     waiting     pulls that wait for their turn                Pull, Leave, settling
 
 After every message the shard settles: it applies the pending pushes that may be applied and then
-serves the waiting pulls that may be served, until neither moves. What "may" means is the mode:
+serves the waiting pulls that may be served, until neither moves. (A Join is answered at once; it
+gives values, not a turn.) What "may" means is the mode:
 
     mode                        a push may be applied              a pull may be served
     async, unbounded            at once                            at once
@@ -56,7 +57,7 @@ from seqtrain.exchange.messages import (
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.store import Counter, Store
 from seqtrain.exchange.tickets import Tickets
-from seqtrain.exchange.update import frame_weighted_mean, malformed
+from seqtrain.exchange.update import apply_round, decoded, malformed
 
 KEPT_PULLS = 8
 """Versions per replica from which it may still push, where a rule needs their values."""
@@ -67,13 +68,14 @@ class Member:
     """A replica: the last seq seen, the versions it may still push from, whether it is here.
 
     Who is `gone` said good-bye or lost its lease: rounds do not wait for it. After a restart of
-    the shard everyone is neither present nor gone.
+    the shard everyone is neither present nor gone. `step_s`: its last time per local step, or 0.
     """
 
     seq: int = -1
     reading: list[int] = dataclasses.field(default_factory=list)
     present: bool = True
     gone: bool = False
+    step_s: float = 0.0
 
 
 class ShardState:
@@ -146,8 +148,8 @@ class ShardState:
         self._forget(worker)
         member = self.members.setdefault(worker, Member())
         member.present, member.gone = True, False
-        self._log('joined', worker)
-        self.waiting.append(Pull(worker))
+        self._log('joined', worker, 'fresh' if message.fresh else '')
+        self._serve(worker)
 
     def _pull(self, message: Pull) -> None:
         member = self.members.get(message.worker)
@@ -162,11 +164,13 @@ class ShardState:
     def _push(self, push: Push) -> None:
         if any((p.worker, p.seq) == (push.worker, push.seq) for p in self.pending):
             return  # a retry of a push that waits; its Ack will come
+        push = decoded(push)
         refusal = self._refusal(push)
         if refusal is not None:
             self._refuse(push, *refusal)
             return
         self.members[push.worker].seq = push.seq
+        self.members[push.worker].step_s = push.step_s
         self.pending.append(push)
 
     def _leave(self, message: Leave) -> None:
@@ -283,6 +287,7 @@ class ShardState:
             if not self.may_serve(pull):
                 continue
             del self.waiting[i]
+            self.tickets.issue(pull.worker, self.version)
             self._serve(pull.worker)
             return True
         return False
@@ -300,17 +305,18 @@ class ShardState:
         if self.version not in reading:
             reading.append(self.version)
             del reading[:-KEPT_PULLS]
-        self.tickets.issue(worker, self.version)
-        values = self.store.read()
-        self._replies.append(
-            Params(worker, self.version, values, self.generation, self.members[worker].seq)
-        )
+        stamp = (worker, self.version, self.store.read(), self.generation)
+        self._replies.append(Params(*stamp, self.members[worker].seq, self._speed(worker)))
+
+    def _speed(self, worker: int) -> float:
+        """This replica's speed over the fastest one's (DyLU; Liu et al. 2024), 1 if unknown."""
+        own = self.members[worker].step_s
+        times = [m.step_s for m in self.members.values() if m.present and m.step_s > 0]
+        return min(times) / own if own > 0 and times else 1.0
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""
-        frames = sum(push.frames for push in pushes) / len(pushes)
-        first = pushes[0]
-        self.store.apply(frame_weighted_mean(pushes), first.base_version, first.worker, frames)
+        apply_round(self.store, pushes)
         for push in pushes:
             age = self.version - 1 - push.base_version
             self.max_applied_staleness = max(self.max_applied_staleness, age)
@@ -333,12 +339,13 @@ class ShardState:
     # -- log --------------------------------------------------------------------------------
 
     def _log(self, kind: str, worker: int = -1, note: str = '') -> None:
-        event = Event(kind, self.shard, worker, -1, -1, self.version, 0, 0, 0.0, self._now, note)
-        self._on_event(event)
+        ids = (kind, self.shard, worker, -1, -1, self.version)
+        self._on_event(Event(*ids, 0, 0, 0.0, self._now, note, self.generation))
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
         ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
-        self._on_event(Event(*ids, age, push.s2, push.frames, self._now, note))
+        facts = (age, push.s2, push.frames, self._now, note, push.generation)
+        self._on_event(Event(*ids, *facts, push.bases, push.generations, push.steps))
 
     # -- rule, checkpoint, invariants -------------------------------------------------------
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from seqtrain.exchange.codec import Encoded, decode
 from seqtrain.exchange.messages import Push, Reason
+from seqtrain.exchange.store import Counter, Store
+
+
+def decoded(push: Push) -> Push:
+    """The push with its update as f32[n]; as it is where that cannot be."""
+    if not isinstance(push.update, Encoded):
+        return push
+    try:
+        return dataclasses.replace(push, update=decode(push.update))
+    except ValueError:
+        return push
 
 
 def malformed(push: Push, shape: tuple[int, ...], who: str) -> tuple[Reason, str] | None:
@@ -14,6 +28,8 @@ def malformed(push: Push, shape: tuple[int, ...], who: str) -> tuple[Reason, str
       who: how the sentence names the push.
     """
     update = push.update
+    if isinstance(update, Encoded):
+        return Reason.DTYPE, f'{who} is encoded in a way that this shard cannot read.'
     if not isinstance(update, np.ndarray) or update.dtype != np.float32:
         dtype = getattr(update, 'dtype', type(update).__name__)
         return Reason.DTYPE, f'{who} has dtype {dtype}, expected float32.'
@@ -35,9 +51,16 @@ def all_finite(array: np.ndarray) -> bool:
 def frame_weighted_mean(pushes: list[Push]) -> np.ndarray:
     """Σ frames·update / Σ frames in the given order; a single update comes back as it is."""
     if len(pushes) == 1:
-        return pushes[0].update
+        return np.asarray(pushes[0].update)
     total = sum(push.frames for push in pushes)
     mean = np.zeros_like(pushes[0].update)
     for push in pushes:
-        mean += np.float32(push.frames / total) * push.update
+        mean += np.float32(push.frames / total) * np.asarray(push.update)
     return mean
+
+
+def apply_round(store: Store | Counter, pushes: list[Push]) -> None:
+    """One update of a store from one push, or from the frame-weighted mean of a round."""
+    frames = sum(push.frames for push in pushes) / len(pushes)
+    first = pushes[0]
+    store.apply(frame_weighted_mean(pushes), first.base_version, first.worker, frames)

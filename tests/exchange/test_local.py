@@ -329,3 +329,52 @@ def test_no_thread_is_left():
     with exchange.LocalServer(zeros_like(TREE), 2, rules.sgd(1.0), Policy(num_workers=3)) as server:
         run_replicas(server, 3, 2)
     assert {t for t in threading.enumerate() if t.name.startswith('exchange')} <= before
+
+
+def test_a_replica_that_rests_holds_nobody_up():
+    policy = Policy(num_workers=2, max_staleness=0)
+    with (
+        exchange.LocalServer(zeros_like(TREE), 2, rules.sgd(1.0), policy) as server,
+        server.connect(0) as resting,
+        server.connect(1) as busy,
+    ):
+        resting.push(ones_like(TREE), resting.latest().versions)
+        resting.flush()
+        for _ in range(5):
+            busy.push(ones_like(TREE), busy.latest().versions)
+        busy.flush()
+        assert server.params().versions.numbers == (6, 6)
+        assert busy.stats().rejected == 0
+
+
+def test_dylu_gives_slow_replicas_fewer_local_steps():
+    with (
+        exchange.LocalServer(TREE, 2, rules.averaging(), Policy(num_workers=2)) as server,
+        server.connect(0) as fast,
+        server.connect(1) as slow,
+    ):
+        assert slow.local_steps(8) == 8  # nothing is known yet
+        for client, step_s in ((fast, 0.1), (slow, 0.35)):
+            client.push(zeros_like(TREE), client.latest().versions, steps=8, step_s=step_s)
+            client.flush()
+        fast.pull()
+        slow.pull()
+        assert fast.local_steps(8) == 8
+        assert slow.local_steps(8) == 2  # ⌊0.1/0.35 · 8⌋
+        assert slow.local_steps(1) == 1
+    steps = [event.steps for event in server.events() if event.kind == 'applied']
+    assert steps == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize('codec', ['bfloat16', 'int8'])
+def test_small_codecs_train_as_well_thanks_to_error_feedback(codec):
+    target = np.linspace(-1, 1, 50).astype(np.float32)
+    with exchange.LocalServer({'w': np.zeros(50, np.float32)}, 2, rules.sgd(0.2)) as server:  # noqa: SIM117
+        with server.connect(0, codec=codec) as client:
+            for _ in range(60):
+                params, versions = client.pull()
+                client.push({'w': params['w'] - target}, versions)
+            client.flush()
+            sent = client.stats().bytes_pushed
+    np.testing.assert_allclose(server.params().params['w'], target, atol=1e-3)
+    assert sent < 60 * 50 * 4 * 0.6

@@ -93,13 +93,19 @@ class LocalServer:
 
         Args:
           worker: 0 … policy.num_workers − 1.
-          **options: `queue_size`, `device` and `retry_s` of `Client`.
+          **options: `queue_size`, `device`, `retry_s`, `codec` and `faults` of `Client`.
         """
         self._raise_if_closed()
         channel = LocalChannel(self, worker)
         self._channels[worker] = channel
-        fresh = self.policy.sync or self.policy.waits
-        return Client(channel, self.partition, worker, wait_for_fresh=fresh, **options)
+        return Client(
+            channel,
+            self.partition,
+            worker,
+            wait_for_fresh=self.policy.sync,
+            take_turns=self.policy.waits,
+            **options,
+        )
 
     def expire(self, worker: int) -> None:
         """Takes a replica to have left: nobody waits for it any more; it may join again."""

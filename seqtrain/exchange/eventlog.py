@@ -1,0 +1,118 @@
+"""The event log on disk: one JSON line per event, in the order in which things happened.
+
+A line is written at once and is never changed; a line torn by a crash is dropped when the log is
+read. The first line is a header of the caller's own (seed, partition, rule, configuration).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from seqtrain.exchange.messages import Event
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Event))
+
+
+class EventLog:
+    """Appends events to a file; give its `append` to a server as `on_event`.
+
+    Args:
+      path: the file; an existing one is continued.
+      header: JSON-able, written as the first line of a new file.
+    """
+
+    def __init__(self, path: str | os.PathLike, header: dict[str, Any] | None = None):
+        new = not os.path.exists(path) or os.path.getsize(path) == 0
+        self._lock = threading.Lock()
+        if not new:
+            _drop_torn_line(path)
+        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed by close()
+        if new:
+            self._file.write(json.dumps({'header': header or {}}) + '\n')
+            self._file.flush()
+
+    def append(self, event: Event) -> None:
+        """Writes one event; the operating system has it when this returns."""
+        line = json.dumps([getattr(event, name) for name in FIELDS])
+        with self._lock:
+            self._file.write(line + '\n')
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Event]]:
+    """The header and the events of a log.
+
+    Raises:
+      ValueError: a line in the middle is damaged; the message says which.
+    """
+    with open(path, encoding='utf-8') as file:
+        lines = file.read().split('\n')
+    if lines and lines[-1] == '':
+        lines.pop()
+    else:
+        lines = lines[:-1]  # torn: its newline never came
+    header, events = {}, []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path}, line {number} is damaged: {error}.') from error
+        if isinstance(record, dict):
+            header = record['header']
+        else:
+            fields = dict(zip(FIELDS, record, strict=True))
+            lists = {name: tuple(fields[name]) for name in ('bases', 'generations')}
+            events.append(Event(**{**fields, **lists}))
+    return header, events
+
+
+def _drop_torn_line(path: str | os.PathLike) -> None:
+    with open(path, 'rb+') as file:
+        content = file.read()
+        file.truncate(content.rfind(b'\n') + 1)
+
+
+def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
+    """One causal order of the logs of S shards (index = shard number) that ran apart.
+
+    An event may come once every version that its push was based on has been made by the others.
+
+    Raises:
+      ValueError: the logs contradict each other (one of them is incomplete).
+    """
+    merged: list[Event] = []
+    at = [0] * len(logs)
+    version = [0] * len(logs)
+    while any(i < len(log) for i, log in zip(at, logs, strict=True)):
+        moved = False
+        for shard, log in enumerate(logs):
+            while at[shard] < len(log) and _reached(log[at[shard]], version):
+                event = log[at[shard]]
+                merged.append(event)
+                version[shard] = event.version
+                at[shard] += 1
+                moved = True
+        if not moved:
+            raise ValueError(
+                f"The shards' logs do not fit together at versions {version}; one is incomplete."
+            )
+    return merged
+
+
+def _reached(event: Event, version: Sequence[int]) -> bool:
+    return all(base <= now for base, now in zip(event.bases, version, strict=False))
