@@ -19,6 +19,8 @@ import absl.logging
 from seqtrain.data import kaldi
 from seqtrain.data.utterance import DataError, Skipped, Utterance
 
+logger = logging.getLogger(__name__)
+
 NAMES = ('yesno', 'fsdd', 'synth_digits')
 
 
@@ -110,11 +112,11 @@ def _prepare(name: str, variant: str, source, cache_dir: pathlib.Path):
         origin = archives.obtain(name, source, cls.URL, cls.SHA256, cache_dir)
         # Another source is another corpus, even under the same name.
         folder = folder / archives.fingerprint(origin)
-    builder = cls(data_dir=str(folder), config=variant or None, file_format='array_record')
-    builder.source = origin
-    if not builder.is_prepared():
-        logging.info('Preparing the corpus %s in %s.', name, folder)
-        with _quiet_tfds():
+    with _quiet_tfds():
+        builder = cls(data_dir=str(folder), config=variant or None, file_format='array_record')
+        builder.source = origin
+        if not builder.is_prepared():
+            logger.info('Preparing the corpus %s in %s.', name, folder)
             builder.download_and_prepare()
     return builder
 

@@ -17,6 +17,8 @@ import numpy as np
 
 from seqtrain.data.utterance import AudioError, Skipped, Utterance
 
+logger = logging.getLogger(__name__)
+
 # Part of every key: raise it when features of the same configuration change.
 VERSION = 1
 
@@ -73,7 +75,7 @@ def load(cache_dir: str | os.PathLike, name: str) -> Fields | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # Whatever is wrong with the file, the remedy is the same.
-        logging.warning('Features are computed again: %s is damaged (%s).', path, error)
+        logger.warning('Features are computed again: %s is damaged (%s).', path, error)
         return None
     return {
         'ids': tuple(about['ids']),

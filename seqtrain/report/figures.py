@@ -136,24 +136,24 @@ def _ages(ax: Axes, ages: Mapping) -> None:
     replicas = sorted(ages)
     values = [np.asarray(ages[replica], float) for replica in replicas]
     pooled = np.concatenate(values)
-    width = max(1, math.ceil((pooled.max() + 1) / MAX_BARS))
-    edges = np.arange(-0.5, pooled.max() + width + 0.5, width).tolist()
+    mean, most = pooled.mean(), pooled.max()
+    usual = np.quantile(pooled, 0.95, method='inverted_cdf')
+    # A few very late pushes, as when a replica compiles, would squeeze all others into one bar.
+    last = min(most, 8 + 2 * usual)
+    width = max(1, math.ceil((last + 1) / MAX_BARS))
+    edges = np.arange(-0.5, last + width + 0.5, width).tolist()
+    counted = [np.minimum(one, last) for one in values]
     if len(replicas) > MAX_COLOURED_REPLICAS:
-        ax.hist(pooled, edges, color=style.PALETTE[0], rwidth=0.86)
+        ax.hist(np.concatenate(counted), edges, color=style.PALETTE[0], rwidth=0.86)
     else:
         colours = [_colour(n) for n in range(len(replicas))]
-        ax.hist(values, edges, stacked=True, color=colours, rwidth=0.86)
-    mean = pooled.mean()
+        ax.hist(counted, edges, stacked=True, color=colours, rwidth=0.86)
     ax.axvline(mean, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
     ax.margins(y=0.16)
-    ax.annotate(
-        f'mean {mean:.2f}, 95 % ≤ {np.quantile(pooled, 0.95, method="inverted_cdf"):.0f}',
-        (1, 0.99),
-        xycoords='axes fraction',
-        ha='right',
-        va='top',
-        color=style.INK,
-    )
+    note = f'mean {mean:.2f}, 95 % ≤ {usual:.0f}, largest {most:.0f}'
+    if most > last:
+        note += f'\nlast bar: {last:.0f} and more'
+    ax.annotate(note, (1, 0.99), xycoords='axes fraction', ha='right', va='top', color=style.INK)
     ax.set_xlim(min(-0.9, edges[0]), max(edges[-1], 3.5))
     ax.set_xlabel('versions')
     ax.set_ylabel('pushes')
@@ -208,7 +208,9 @@ def _stretch(ax: Axes, segments, rows: Mapping[int, int], colours: Mapping[str, 
                 for s in segments
                 if s.replica == replica and s.kind == kind and s.end_s > start and s.start_s < end
             ]
-            ax.broken_barh(spans, (y - 0.31, 0.62), color=colour, linewidth=0)
+            ax.broken_barh(
+                spans, (y - 0.31, 0.62), facecolor=colour, edgecolor='white', linewidth=0.4
+            )
     ax.set_yticks(list(rows.values()), [''] * len(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(start, end)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 
 from seqtrain.data.utterance import DataError
 
+logger = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -43,7 +45,7 @@ def obtain(
                 f'There is no archive or folder of {corpus} at {path}; get {url} and give its path.'
             )
         if path.is_file() and file_hash(path) != sha256:
-            logging.warning(
+            logger.warning(
                 '%s is not the published archive of %s (checksum differs).', path, corpus
             )
         return path
@@ -104,7 +106,7 @@ def _read_folder(path, suffix) -> Iterator[tuple[pathlib.PurePosixPath, bytes]]:
 def _download(corpus: str, url: str, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + f'.{os.getpid()}.tmp')
-    logging.info('Downloading %s from %s.', corpus, url)
+    logger.info('Downloading %s from %s.', corpus, url)
     try:
         with (
             urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as remote,
