@@ -21,6 +21,7 @@ CORE = [
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'scipy',
     'soundfile',
     'tensorflow-datasets>=4.9',
 ]

@@ -100,7 +100,7 @@ class Experiment:
         """Scores the trained network, writes the report, returns the last line of JSON."""
         self.evaluator.score('mmi', self.server.params().params)
         result = run_report.summary(self)
-        run_report.write(self)
+        run_report.write(self, result)
         return result
 
     def close(self) -> None:
@@ -178,7 +178,6 @@ class Experiment:
                 self.log_prior,
             )
         )
-        self.monitor.flush()
 
     # -- state ------------------------------------------------------------------------------
 

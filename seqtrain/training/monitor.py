@@ -1,8 +1,9 @@
 """What a run remembers of its updates: in memory, as JSON lines, in TensorBoard, on the screen.
 
-Replicas call `add` from their threads; the main thread waits on `wait_for`. Rows are written to
-`updates.jsonl` and `events.jsonl` when a checkpoint is made, so that a resumed run continues
-exactly where its checkpoint stands.
+Replicas call `add` from their threads; the main thread waits on `wait_for`. Two files grow by lines
+and are never rewritten: `updates.jsonl`, each push as its replica saw it, and
+`events.jsonl`, what the shards did (see `exchange.eventlog`). After a crash both may know of more
+updates than the checkpoint; their numbers are then given once more, and the later line counts.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TextIO
 
 from rich import progress as rich_progress
 from tensorboardX import SummaryWriter
 
-from seqtrain.exchange import Event
+from seqtrain.exchange import Event, eventlog
+
+UPDATES, EVENTS = 'updates.jsonl', 'events.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +32,21 @@ class Update:
     Attributes:
       stage: name of the stage.
       replica, seq: who pushed, and the push's number.
+      generation: of the first shard, when the parameters were pulled.
       lease: id of the lease it was computed from.
       versions: versions of the parameters, per shard, that it was computed from.
       frames: output frames of the batch.
       metrics: scalars of the step.
       invalid: (utterance, reason) of utterances that contributed nothing.
       started_s, dispatched_s, finished_s: when the host began the batch, when the step was given
-        to the device, when its metrics were there; seconds of a monotonic clock.
+        to the device, when its metrics were there; seconds of training.
+      number: counts the run's updates from 1; given by the monitor.
     """
 
     stage: str
     replica: int
     seq: int
+    generation: int
     lease: tuple[int, int, int]
     versions: tuple[int, ...]
     frames: int
@@ -49,6 +55,7 @@ class Update:
     started_s: float
     dispatched_s: float
     finished_s: float
+    number: int = 0
 
 
 class Monitor:
@@ -57,18 +64,18 @@ class Monitor:
     Args:
       folder: the run's folder.
       total: updates of the whole run, for the progress bar.
-      resume_at: updates that the checkpoint counts; logged rows beyond are dropped.
+      resume_at: updates that the checkpoint counts; what was logged beyond is forgotten.
       quiet: no progress bar.
     """
 
     def __init__(self, folder: pathlib.Path, total: int, resume_at: int = 0, quiet: bool = False):
         self._condition = threading.Condition()
-        self._file = folder / 'updates.jsonl'
-        self._event_file = folder / 'events.jsonl'
-        self.updates = [_update(row) for row in _read(self._file)[:resume_at]]
-        self.events = [Event(**row) for row in _read(self._event_file)] if resume_at else []
-        self._written = [0, 0]
-        self._write_rows('w')
+        known = {row.number: row for row in read_updates(folder)}
+        self.updates = [known[number] for number in range(1, resume_at + 1)]
+        self._file = _append(folder / UPDATES)
+        log = folder / EVENTS
+        self.events: list[Event] = eventlog.read(log)[1] if log.exists() else []
+        self._log = eventlog.EventLog(log)
         self._ages: collections.deque[int] = collections.deque(maxlen=64)
         self._writer = SummaryWriter(str(folder / 'tensorboard'))
         # A resumed run continues its own clock: the pause between is not part of the time line.
@@ -87,16 +94,15 @@ class Monitor:
 
     def add(self, update: Update) -> None:
         """Takes one update; called in the replicas' threads."""
-        update = dataclasses.replace(
-            update,
-            **{
+        with self._condition:
+            times = {
                 name: round(getattr(update, name) - self.start_s, 6)
                 for name in ('started_s', 'dispatched_s', 'finished_s')
-            },
-        )
-        with self._condition:
+            }
+            number = len(self.updates) + 1
+            update = dataclasses.replace(update, **times, number=number)
             self.updates.append(update)
-            number = len(self.updates)
+            self._file.write(json.dumps(dataclasses.asdict(update)) + '\n')
             self._show(update)
             self._condition.notify_all()
             for name, value in update.metrics.items():
@@ -105,6 +111,7 @@ class Monitor:
     def on_event(self, event: Event) -> None:
         """Takes an event of the exchange; called under the lock of a shard."""
         self.events.append(event)
+        self._log.append(event)
         if event.kind == 'applied':
             self._ages.append(event.s1)
             self._writer.add_scalar(f'exchange/s1_shard{event.shard}', event.s1, event.version)
@@ -120,20 +127,11 @@ class Monitor:
         with self._condition:
             self._condition.notify_all()
 
-    def scalar(self, name: str, value: float) -> None:
-        """One TensorBoard scalar at the present update."""
-        self._writer.add_scalar(name, value, len(self.updates))
-
-    def flush(self) -> None:
-        """Writes the rows that are not in the file yet."""
-        with self._condition:
-            self._write_rows('a')
-            self._writer.flush()
-
     def close(self) -> None:
-        self.flush()
         self._bar.stop()
         self._writer.close()
+        self._log.close()
+        self._file.close()
 
     def frames_per_s(self, stage: str) -> float:
         """Output frames per second of a stage, over all replicas, compilation left out.
@@ -163,26 +161,30 @@ class Monitor:
             staleness=f'{sum(ages) / max(1, len(ages)):.1f}',
         )
 
-    def _write_rows(self, mode: str) -> None:
-        logs: list[tuple[pathlib.Path, list[Any]]] = [
-            (self._file, self.updates),
-            (self._event_file, self.events),
-        ]
-        for i, (path, rows) in enumerate(logs):
-            new = rows[self._written[i] :]
-            with path.open(mode) as file:
-                file.writelines(json.dumps(dataclasses.asdict(row)) + '\n' for row in new)
-            self._written[i] += len(new)
+
+def read_updates(folder: pathlib.Path) -> list[Update]:
+    """All lines of a run's `updates.jsonl`; a line torn by a crash ends it."""
+    file = folder / UPDATES
+    text = file.read_text(encoding='utf-8') if file.exists() else ''
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn: the run went on in the next line
+        row['lease'], row['versions'] = tuple(row['lease']), tuple(row['versions'])
+        row['invalid'] = [tuple(pair) for pair in row['invalid']]
+        rows.append(Update(**row))
+    return rows
 
 
-def _read(file: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _update(row: dict[str, Any]) -> Update:
-    row['lease'], row['versions'] = tuple(row['lease']), tuple(row['versions'])
-    row['invalid'] = [tuple(pair) for pair in row['invalid']]
-    return Update(**row)
+def _append(file: pathlib.Path) -> TextIO:
+    """Opens for appending, after a torn last line on a new one; every line reaches the system."""
+    torn = file.exists() and not file.read_bytes().endswith(b'\n') and file.stat().st_size > 0
+    opened = file.open('a', encoding='utf-8', buffering=1)
+    if torn:
+        opened.write('\n')
+    return opened
 
 
 def _bar(quiet: bool) -> rich_progress.Progress:

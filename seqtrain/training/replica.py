@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from seqtrain.data.leases import Lease
-from seqtrain.exchange import Client
+from seqtrain.exchange import Client, Versions
 from seqtrain.training.batching import Batcher, HostBatch
 from seqtrain.training.leasing import LeaseDesk
 from seqtrain.training.monitor import Monitor, Update
@@ -69,7 +69,7 @@ class _InFlight:
     lease: Lease
     batch: HostBatch
     seq: int
-    versions: tuple[int, ...]
+    versions: Versions
     metrics: dict[str, jax.Array]
     started_s: float
     dispatched_s: float
@@ -112,7 +112,7 @@ def run_replica(
             (work.stage, number, batch.shape), lambda: work.step(pulled.params, batch.device, *args)
         )
         seq = client.push(gradients, pulled.versions, frames=float(max(1, batch.frames)))
-        current = _InFlight(lease, batch, seq, pulled.versions.numbers, metrics, started, ready)
+        current = _InFlight(lease, batch, seq, pulled.versions, metrics, started, ready)
         if previous is not None:
             _report(number, previous, work.stage, desk, monitor)
         previous = current
@@ -138,7 +138,8 @@ def _report(number: int, done: _InFlight, stage: str, desk: LeaseDesk, monitor: 
             replica=number,
             seq=done.seq,
             lease=done.lease.id,
-            versions=done.versions,
+            generation=done.versions.generations[0],
+            versions=done.versions.numbers,
             frames=done.batch.frames,
             metrics={name: float(value) for name, value in metrics.items()},
             invalid=bad,

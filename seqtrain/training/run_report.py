@@ -1,21 +1,32 @@
-"""A finished run as the last line of JSON and as `report.html`."""
+"""A finished run as the last line of JSON and as a report page."""
 
 from __future__ import annotations
 
+import collections
+import os
+import platform
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import yaml
+
+from seqtrain import losses, report
+from seqtrain.exchange import Event
+from seqtrain.training.monitor import Update
 
 if TYPE_CHECKING:
     from seqtrain.training.experiment import Experiment
 
+_MODES = {'async': 'asynchronous', 'sync': 'synchronous'}
+_MODELS = {'ce': 'cross-entropy', 'mmi': 'LF-MMI'}
 
-def summary(experiment: Experiment) -> dict[str, Any]:
-    """The last line of JSON: JSON types only, rates as fractions."""
-    scores = {(s.model, s.unit): s for s in experiment.evaluator.scores}
+
+def summary(run: Experiment) -> dict[str, Any]:
+    """The last line of JSON: JSON types only, rates as fractions, times in seconds."""
+    scores = {(s.model, s.unit): s for s in run.evaluator.scores}
     final = scores['mmi', 'word']
-    applied = [e for e in experiment.monitor.events if e.kind == 'applied']
-    rejected = [e for e in experiment.monitor.events if e.kind == 'rejected']
+    applied = _of_kind(run.monitor.events, 'applied')
     result = {
         'wer': final.wer,
         'words': final.words,
@@ -23,18 +34,19 @@ def summary(experiment: Experiment) -> dict[str, Any]:
         'insertions': final.insertions,
         'deletions': final.deletions,
         'substitutions': final.substitutions,
+        'wer_interval': [final.low, final.high],
         'wer_ce': scores['ce', 'word'].wer,
-        'frames_per_s': experiment.monitor.frames_per_s('mmi'),
+        'frames_per_s': run.monitor.frames_per_s('mmi'),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
-        'updates': len(experiment.monitor.updates),
-        'rejected_pushes': len(rejected),
-        'skipped': len(experiment.data.features.skipped) + len(experiment.evaluator.skipped),
-        'training_s': experiment.monitor.updates[-1].finished_s,
-        'decoding_s': sum(s.seconds for s in experiment.evaluator.scores),
-        'name': experiment.config.name,
-        'mode': experiment.config.exchange.mode,
-        'replicas': experiment.config.exchange.num_replicas,
-        'seed': experiment.config.seed,
+        'updates': len(run.monitor.updates),
+        'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),
+        'skipped': len(_skipped(run)),
+        'training_s': run.monitor.updates[-1].finished_s if run.monitor.updates else 0.0,
+        'decoding_s': sum(s.seconds for s in run.evaluator.scores),
+        'name': run.config.name,
+        'mode': run.config.exchange.mode,
+        'replicas': run.config.exchange.num_replicas,
+        'seed': run.config.seed,
         'backend': jax.default_backend(),
     }
     for (model, unit), score in scores.items():
@@ -43,5 +55,84 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     return result
 
 
-def write(experiment: Experiment) -> None:
-    pass
+def write(run: Experiment, result: dict[str, Any]) -> None:
+    """Writes `report.html` and its pictures into the run's folder."""
+    updates, applied = run.monitor.updates, _of_kind(run.monitor.events, 'applied')
+    record = report.RunRecord(
+        title=f'{run.config.name}: {_MODES[run.config.exchange.mode]} sequence training',
+        config=yaml.safe_dump(run.workdir.config, sort_keys=True),
+        scalars=_curves(updates),
+        wer=[
+            report.Wer(
+                f'{_MODELS[s.model]}, test',
+                s.words,
+                s.insertions,
+                s.deletions,
+                s.substitutions,
+                unit=f'{s.unit}s',
+            )
+            for s in sorted(run.evaluator.scores, key=lambda s: s.unit)
+        ],
+        s1=_ages(applied, 's1'),
+        s2=_ages(applied, 's2'),
+        timeline=_timeline(updates),
+        skipped=_skipped(run),
+        notes=[
+            f'seed {run.config.seed}; {len(run.devices)} replicas on {jax.default_backend()}, '
+            f'{run.config.exchange.num_shards} shards, rule {run.config.exchange.rule}',
+            f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
+            f'jax {jax.__version__}',
+        ],
+        summary={
+            'updates': f'{result["updates"]:,}',
+            'training': f'{result["training_s"]:.0f} s',
+            'frames per second': f'{result["frames_per_s"]:,.0f}',
+            'mean staleness': f'{result["mean_staleness"]:.2f}',
+            'utterances': f'{len(run.data):,}',
+        },
+    )
+    report.write(run.workdir.path, record)
+
+
+def _of_kind(events: Sequence[Event], kind: str) -> list[Event]:
+    return [event for event in events if event.kind == kind]
+
+
+def _curves(updates: Sequence[Update]) -> dict[str, list[tuple[float, float]]]:
+    """Curves by 'criterion/quantity': the rounds of the bootstrap are one curve."""
+    curves: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+    for update in updates:
+        for name in ('loss', 'gradient_norm'):
+            curves[f'{update.stage.split("-")[0]}/{name}'].append(
+                (update.number, update.metrics[name])
+            )
+    return dict(curves)
+
+
+def _ages(applied: Sequence[Event], which: str) -> dict[int, list[int]]:
+    ages: dict[int, list[int]] = collections.defaultdict(list)
+    for event in applied:
+        ages[event.worker].append(getattr(event, which))
+    return dict(ages)
+
+
+def _timeline(updates: Sequence[Update]) -> list[report.Segment]:
+    """Host work on a batch, and its way through the device, per replica."""
+    segments = []
+    free: dict[int, float] = {}  # when the replica's device finished its last step
+    for u in sorted(updates, key=lambda u: u.dispatched_s):
+        segments.append(report.Segment(u.replica, 'batch', u.started_s, u.dispatched_s))
+        begin = max(u.dispatched_s, free.get(u.replica, 0.0))
+        segments.append(report.Segment(u.replica, 'compute', begin, max(begin, u.finished_s)))
+        free[u.replica] = u.finished_s
+    return segments
+
+
+def _skipped(run: Experiment) -> list[tuple[str, str]]:
+    """Utterances left out, before training or by the criterion, each once."""
+    found = {s.id: s.reason for s in (*run.data.features.skipped, *run.evaluator.skipped)}
+    for update in run.monitor.updates:
+        for index, reason in update.invalid:
+            name = losses.Reason(reason).name.lower().replace('_', ' ')
+            found[run.data.features.ids[index]] = f'no value in {update.stage}: {name}'
+    return list(found.items())

@@ -133,7 +133,9 @@ def make_step(network: Network, make_criterion: Callable[..., Criterion], clip_n
     def step(params, batch: DeviceBatch, *args):
         lengths = network.output_lengths(batch.lengths)
         logits, back_propagate = jax.vjp(
-            lambda p: network(p, batch.features, batch.lengths, jax.random.key(batch.seed)),
+            lambda p: network(
+                p, batch.features, batch.lengths, jax.random.key(batch.seed, impl='rbg')
+            ),
             params,
         )
         criterion = make_criterion(*args)
