@@ -210,7 +210,7 @@ class _Replay:
 
 def _job(event: Event) -> tuple:
     """What identifies one push of one replica across shards."""
-    return event.worker, event.seq, event.generations
+    return event.worker, event.seq, event.bases, event.generations
 
 
 def _round(event: Event) -> tuple:

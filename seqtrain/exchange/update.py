@@ -45,7 +45,9 @@ def malformed(push: Push, shape: tuple[int, ...], who: str) -> tuple[Reason, str
 def all_finite(array: np.ndarray) -> bool:
     """Whether every element is finite; one pass of a dot product in the usual case."""
     flat = array.reshape(-1)
-    return bool(np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all())
+    with np.errstate(over='ignore', invalid='ignore'):
+        square = np.dot(flat, flat)
+    return bool(np.isfinite(square) or np.isfinite(flat).all())
 
 
 def frame_weighted_mean(pushes: list[Push]) -> np.ndarray:

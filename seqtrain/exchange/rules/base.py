@@ -65,6 +65,7 @@ def step(rule: optax.GradientTransformation) -> Callable:
     return jax.jit(apply)
 
 
+@functools.lru_cache(maxsize=256)
 def needs_base_params(rule: optax.GradientTransformation, size: int) -> bool:
     """Whether a rule asks for `base_params` (found by tracing it, nothing is computed)."""
     values = jax.ShapeDtypeStruct((size,), jnp.float32)

@@ -1,0 +1,274 @@
+"""`ShardState`, message by message: refusals, rounds, bounds, leases, restarts. No threads."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from seqtrain.exchange import (
+    Ack,
+    Join,
+    Leave,
+    Params,
+    Policy,
+    Pull,
+    Push,
+    Reason,
+    Reject,
+    ShardState,
+    Store,
+    rules,
+)
+
+
+def make(n=2, **policy):
+    return ShardState(Store(np.zeros(n), rules.sgd(1.0)), Policy(**policy))
+
+
+def push(worker, seq, base, value=1.0, n=2, **more):
+    return Push(worker, seq, base, np.full(n, value, np.float32), **more)
+
+
+def kinds(replies):
+    return [(type(reply), reply.worker) for reply in replies]
+
+
+BAD = {
+    Reason.SHAPE: {'update': np.zeros(3, np.float32)},
+    Reason.DTYPE: {'update': np.zeros(2, np.float64)},
+    Reason.NON_FINITE: {'update': np.array([1, np.inf], np.float32)},
+    Reason.NOT_JOINED: {'worker': 1},
+    Reason.FUTURE: {'base_version': 2},
+    Reason.DUPLICATE: {'seq': 0},
+    Reason.GENERATION: {'generation': 1},
+    Reason.FRAMES: {'frames': 0.0},
+}
+
+
+@pytest.mark.parametrize('reason', BAD, ids=lambda reason: reason.name)
+def test_bad_pushes_are_refused_with_a_sentence_and_change_nothing(reason):
+    state = make(num_workers=2)
+    state.handle(Join(0))
+    state.handle(push(0, 0, 0))
+    before = (state.version, state.store.values, state.store.opt_state)
+    bad = dataclasses.replace(push(0, 1, 1), **BAD[reason])
+    (reply,) = state.handle(bad)
+    assert isinstance(reply, Reject)
+    assert reply.reason is reason
+    assert reply.seq == bad.seq
+    assert re.search(r'[Pp]ush \d+ of replica \d', reply.text)
+    after = (state.version, state.store.values, state.store.opt_state)
+    assert all(a is b for a, b in zip(before, after, strict=True))
+    (ack,) = state.handle(push(0, 1, 1))
+    assert isinstance(ack, Ack)
+
+
+def test_large_finite_updates_are_finite():
+    state = make(num_workers=1)
+    state.handle(Join(0))
+    (reply,) = state.handle(push(0, 0, 0, 3e38))  # its square is not
+    assert isinstance(reply, Ack)
+
+
+def test_something_that_is_no_message_is_a_type_error():
+    with pytest.raises(TypeError, match='no message'):
+        make().handle('pull')
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'mode': 'semi'},
+        {'num_workers': 0},
+        {'quorum': 2},
+        {'max_staleness': -1},
+        {'on_stale': 'shrug'},
+    ],
+)
+def test_impossible_policies_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Policy(**wrong)
+
+
+def test_drop_refuses_what_is_too_old():
+    state = make(num_workers=2, max_staleness=1, on_stale='drop')
+    for worker in range(2):
+        state.handle(Join(worker))
+    for seq in range(2):
+        state.handle(push(0, seq, seq))
+    (reply,) = state.handle(push(1, 0, 0))
+    assert reply.reason is Reason.STALE
+    (reply,) = state.handle(push(1, 1, 1))
+    assert isinstance(reply, Ack)
+    assert reply.staleness == 1
+
+
+def test_wait_holds_pulls_and_pushes_back_instead_of_refusing():
+    state = make(num_workers=3, max_staleness=1)
+    for worker in range(3):
+        state.handle(Join(worker))
+    assert kinds(state.handle(Pull(0))) == [(Params, 0)]
+    assert kinds(state.handle(Pull(1))) == [(Params, 1)]
+    assert state.handle(Pull(2)) == []  # two tickets are out, that is τ + 1
+    assert kinds(state.handle(push(0, 0, 0))) == [(Ack, 0), (Params, 2)]
+    # Replica 1 still works on version 0 and the shard is at 1: nobody may move before it has.
+    assert state.handle(Pull(0)) == []
+    assert state.handle(push(2, 0, 1)) == []
+    state.check()
+    replies = state.handle(push(1, 0, 0))
+    assert kinds(replies) == [(Ack, 1), (Ack, 2), (Params, 0)]
+    assert [reply.staleness for reply in replies[:2]] == [1, 1]
+    state.check()
+
+
+def test_wait_holds_a_push_while_an_older_one_is_due():
+    state = make(num_workers=3, max_staleness=1)
+    for worker in range(3):
+        state.handle(Join(worker))
+    state.handle(Pull(0))
+    state.handle(push(0, 0, 0))  # version 1
+    state.handle(Pull(1))
+    state.handle(Pull(0))
+    state.handle(push(0, 1, 1))  # version 2: replica 1 is due before anyone else
+    assert state.version == 2
+    state.handle(Pull(0))
+    assert state.handle(push(0, 2, 2)) == []
+    assert state.version == 2
+    replies = state.handle(push(1, 0, 1))
+    assert kinds(replies) == [(Ack, 1), (Ack, 0)]
+    assert [reply.staleness for reply in replies] == [1, 1]
+
+
+def test_a_dead_replica_frees_its_ticket():
+    state = make(num_workers=2, max_staleness=0)
+    for worker in range(2):
+        state.handle(Join(worker))
+    state.handle(Pull(0))
+    assert state.handle(Pull(1)) == []
+    assert kinds(state.handle(Leave(0))) == [(Params, 1)]
+
+
+def test_a_push_without_a_ticket_is_best_effort():
+    state = make(num_workers=1, max_staleness=0)
+    state.handle(Join(0))
+    state.handle(Pull(0))
+    assert kinds(state.handle(push(0, 0, 0))) == [(Ack, 0)]
+    (reply,) = state.handle(push(0, 1, 0))
+    assert reply.reason is Reason.STALE
+
+
+def test_sync_collects_in_replica_order_and_serves_only_the_next_version():
+    state = make(mode='sync', num_workers=3)
+    for worker in range(3):
+        state.handle(Join(worker))
+    assert state.handle(push(2, 0, 0, 3.0)) == []
+    assert state.handle(Pull(2)) == []
+    assert kinds(state.handle(Pull(1))) == [(Params, 1)]  # has not pushed: may still read
+    assert state.handle(push(0, 0, 0, 6.0)) == []
+    replies = state.handle(push(1, 0, 0, 0.0))
+    assert kinds(replies) == [(Ack, 0), (Ack, 1), (Ack, 2), (Params, 2)]
+    np.testing.assert_allclose(state.store.values, -3.0)
+
+
+def test_backup_replicas_that_come_late_are_refused():
+    state = make(mode='sync', num_workers=3, quorum=2)
+    for worker in range(3):
+        state.handle(Join(worker))
+    state.handle(push(0, 0, 0, 2.0))
+    assert state.version == 0
+    state.handle(push(2, 0, 0, 4.0))
+    assert state.version == 1
+    (reply,) = state.handle(push(1, 0, 0, 100.0))
+    assert reply.reason is Reason.LATE
+    np.testing.assert_allclose(state.store.values, -3.0)
+    (reply,) = state.handle(push(0, 1, 1))[:1] or [None]
+    assert reply is None  # waits for the quorum
+    (reply,) = state.handle(push(0, 2, 1))
+    assert reply.reason is Reason.LATE  # one push per round
+
+
+def test_a_round_goes_on_without_those_who_left():
+    state = make(mode='sync', num_workers=3)
+    for worker in range(3):
+        state.handle(Join(worker))
+    state.handle(push(0, 0, 0))
+    state.handle(push(1, 0, 0))
+    assert kinds(state.handle(Leave(2))) == [(Ack, 0), (Ack, 1)]
+    state.handle(Join(2))  # a joiner in mid-run counts again
+    state.handle(push(0, 1, 1))
+    assert state.handle(push(1, 1, 1)) == []
+    assert len(state.handle(push(2, 0, 1))) == 3
+
+
+def test_a_paused_replica_learns_that_its_lease_ran_out():
+    state = make(mode='sync', num_workers=2)
+    state.handle(Join(0))
+    state.handle(Join(1))
+    state.handle(push(0, 0, 0))
+    replies = state.handle(Leave(0))
+    assert kinds(replies) == [(Reject, 0)]
+    assert replies[0].reason is Reason.NOT_JOINED
+    (reply,) = state.handle(Pull(0))
+    assert reply.reason is Reason.NOT_JOINED
+
+
+def test_a_retry_of_a_waiting_push_is_harmless():
+    state = make(mode='sync', num_workers=2)
+    state.handle(Join(0))
+    state.handle(Join(1))
+    assert state.handle(push(0, 0, 0)) == []
+    assert state.handle(push(0, 0, 0)) == []
+    replies = state.handle(push(1, 0, 0))
+    assert kinds(replies) == [(Ack, 0), (Ack, 1)]
+    (reply,) = state.handle(push(0, 0, 0))
+    assert reply.reason is Reason.DUPLICATE
+    assert state.version == 1
+
+
+def test_a_restart_turns_everyone_away_and_applies_nothing_twice():
+    state = make(mode='sync', num_workers=2)
+    state.handle(Join(0))
+    state.handle(Join(1))
+    state.handle(push(0, 0, 0))
+    state.handle(push(1, 0, 0))
+    saved = state.snapshot()
+    state.handle(push(0, 1, 1))
+    replies = state.restore(saved)
+    assert [(reply.worker, reply.reason) for reply in replies] == [(0, Reason.GENERATION)]
+    (reply,) = state.handle(push(0, 1, 1))
+    assert reply.reason is Reason.NOT_JOINED
+    (params,) = state.handle(Join(0))
+    assert (params.version, params.generation, params.last_seq) == (1, 1, 0)
+    (reply,) = state.handle(push(0, 0, 1, generation=1))
+    assert reply.reason is Reason.DUPLICATE
+    assert state.handle(push(0, 1, 1, generation=1)) == []  # waits for replica 1: it is not gone
+    state.check()
+
+
+def test_pulled_values_stay_as_they_were():
+    state = make(num_workers=1)
+    (params,) = state.handle(Join(0))
+    state.handle(push(0, 0, 0))
+    np.testing.assert_array_equal(params.values, 0)
+    with pytest.raises(ValueError, match='read-only'):
+        params.values[0] = 1.0
+
+
+def test_min_version_waits():
+    state = make(num_workers=2)
+    state.handle(Join(0))
+    state.handle(Join(1))
+    assert state.handle(Pull(1, min_version=1)) == []
+    replies = state.handle(push(0, 0, 0))
+    assert kinds(replies) == [(Ack, 0), (Params, 1)]
+
+
+def test_keep_state_needs_the_same_structure():
+    state = make(num_workers=1)
+    with pytest.raises(ValueError, match='keep_state=False'):
+        state.set_rule(rules.adam(0.1), keep_state=True)
+    state.set_rule(rules.sgd(0.5), keep_state=True)
+    state.handle(Join(0))
+    state.handle(push(0, 0, 0))
+    np.testing.assert_allclose(state.store.values, -0.5)
