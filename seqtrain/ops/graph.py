@@ -8,6 +8,7 @@ group's arcs is taken before the score enters, so a frame costs one multiply-add
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -90,7 +91,7 @@ def pack(fsa: Fsa) -> Graph:
     Raises:
       FsaError: for a malformed acceptor, or one without arcs.
     """
-    arrays: dict[str, Any] = _sorted_arrays(fsa.validate())
+    arrays: dict[str, Any] = dict(_sorted_arrays(fsa))
     if not len(arrays['src']):
         raise FsaError('The acceptor has no arcs; a shared graph needs at least one.')
     arrays |= _groups(arrays, fsa.num_states)
@@ -130,10 +131,8 @@ def pack_batch(
     num_arcs = num_arcs or max(1, max(fsa.num_arcs for fsa in fsas))
     for i, fsa in enumerate(fsas):
         _check_fits(i, fsa, num_states, num_arcs, num_pdfs)
-    rows = [_padded(_sorted_arrays(fsa), num_states, num_arcs) for fsa in fsas]
-    graph = Graph(
-        **{name: np.stack([row[name] for row in rows]) for name in _DATA}, num_pdfs=num_pdfs
-    )
+    rows = [_sorted_arrays(fsa) for fsa in fsas]
+    graph = Graph(**_stacked(rows, num_states, num_arcs), num_pdfs=num_pdfs)
     return graph if device is None else jax.device_put(graph, device)
 
 
@@ -153,17 +152,25 @@ def min_frames(fsa: Fsa) -> int:
     return int(shortest) if np.isfinite(shortest) else int(NEVER)
 
 
-def _sorted_arrays(fsa: Fsa) -> dict[str, Any]:
-    order = np.lexsort((fsa.src, fsa.pdf, fsa.dst))
-    return {
-        'src': fsa.src[order],
-        'dst': fsa.dst[order],
-        'pdf': fsa.pdf[order],
-        'weight': fsa.weight[order],
-        'initial': fsa.initial,
-        'final': fsa.final,
-        'min_frames': np.int32(min_frames(fsa)),
-    }
+_SORTED: weakref.WeakKeyDictionary[Fsa, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+"""An utterance's numerator is packed once per epoch; it is sorted once."""
+
+
+def _sorted_arrays(fsa: Fsa) -> dict[str, np.ndarray]:
+    """The arrays of a valid acceptor in packing order; read-only, kept while the acceptor lives."""
+    if fsa not in _SORTED:
+        fsa.validate()
+        order = np.lexsort((fsa.src, fsa.pdf, fsa.dst))
+        _SORTED[fsa] = {
+            'src': fsa.src[order],
+            'dst': fsa.dst[order],
+            'pdf': fsa.pdf[order],
+            'weight': fsa.weight[order],
+            'initial': fsa.initial,
+            'final': fsa.final,
+            'min_frames': np.asarray(min_frames(fsa), np.int32),
+        }
+    return _SORTED[fsa]
 
 
 def _groups(arrays: dict[str, Any], num_states: int) -> dict[str, Any]:
@@ -178,20 +185,22 @@ def _groups(arrays: dict[str, Any], num_states: int) -> dict[str, Any]:
     }
 
 
-def _padded(arrays: dict[str, Any], num_states: int, num_arcs: int) -> dict[str, Any]:
+def _stacked(rows: Sequence[dict[str, np.ndarray]], num_states: int, num_arcs: int):
     """Padding arcs run from the last state to itself (dst stays sorted) with weight −inf."""
-    arcs = num_arcs - len(arrays['src'])
-    states = num_states - len(arrays['initial'])
-    fill = {'src': num_states - 1, 'dst': num_states - 1, 'pdf': 0, 'weight': -np.inf}
-    out = {name: np.pad(arrays[name], (0, arcs), constant_values=v) for name, v in fill.items()}
-    for name in ('initial', 'final'):
-        out[name] = np.pad(arrays[name], (0, states), constant_values=-np.inf)
-    return out | {'min_frames': arrays['min_frames']}
+    fill = {'src': num_states - 1, 'dst': num_states - 1, 'pdf': 0}
+    stacked = {'min_frames': np.stack([row['min_frames'] for row in rows])}
+    for name in _DATA[:-1]:
+        size = num_states if name in ('initial', 'final') else num_arcs
+        dtype = rows[0][name].dtype
+        stacked[name] = np.full((len(rows), size), fill.get(name, -np.inf), dtype)
+        for out, row in zip(stacked[name], rows, strict=True):
+            out[: len(row[name])] = row[name]
+    return stacked
 
 
 def _check_fits(i: int, fsa: Fsa, num_states: int, num_arcs: int, num_pdfs: int) -> None:
     try:
-        fsa.validate()
+        _sorted_arrays(fsa)
     except FsaError as error:
         raise FsaError(f'Acceptor {i} of the batch: {error}') from error
     if fsa.num_states > num_states or fsa.num_arcs > num_arcs:

@@ -87,7 +87,6 @@ def write(run: Experiment, result: dict[str, Any]) -> None:
             'updates': f'{result["updates"]:,}',
             'training': f'{result["training_s"]:.0f} s',
             'frames per second': f'{result["frames_per_s"]:,.0f}',
-            'mean staleness': f'{result["mean_staleness"]:.2f}',
             'utterances': f'{len(run.data):,}',
         },
     )

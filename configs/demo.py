@@ -1,0 +1,19 @@
+"""The demo of `make demo`: digit strings spoken by espeak-ng, unseen voices in the test set.
+
+    python launch/train.py --config=configs/demo.py --workdir=workdir/demo
+
+Needs no data and no network: the corpus is made on first use. Formant speech proves the machinery,
+not accuracy on people.
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'demo'
+    config.data.corpus = 'synth_digits'
+    config.data.batch_size = 16
+    config.exchange.num_replicas = 4
+    config.exchange.num_shards = 2
+    return config

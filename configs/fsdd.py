@@ -1,0 +1,19 @@
+"""Free Spoken Digit Dataset v1.0.9: isolated digits, recordings 0 to 4 of each speaker are the test.
+
+    python launch/train.py --config=configs/fsdd.py --workdir=workdirs/fsdd
+
+Downloads the archive (12 MB); a local copy:
+--config.data.source=free-spoken-digit-dataset-1.0.9.tar.gz
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'fsdd'
+    config.data.corpus = 'fsdd'
+    config.data.batch_size = 32
+    config.graph.word_lm_order = 1
+    config.exchange.num_replicas = 2
+    return config

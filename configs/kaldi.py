@@ -1,0 +1,22 @@
+"""Any corpus in Kaldi data directories; `feats.scp` is used where there is one, else `wav.scp`.
+
+    python launch/train.py --config=configs/kaldi.py --workdir=DIR \
+        --config.data.train=KALDI_DIR --config.data.test=KALDI_DIR --config.data.lexicon=FILE
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'kaldi'
+    config.data.corpus = 'kaldi'
+    config.data.batch_size = 16
+    config.data.num_buckets = 3
+    config.data.speeds = (0.9, 1.0, 1.1)
+    config.data.spec_augment = True
+    config.features.cmvn = 'speaker'
+    config.exchange.num_replicas = 2
+    config.bootstrap.updates = 100
+    config.mmi.updates = 600
+    return config
