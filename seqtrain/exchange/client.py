@@ -126,6 +126,7 @@ class Client:
         *,
         steps: int = 1,
         step_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> int:
         """Hands an update over and returns its number; waits only while the queue is full.
 
@@ -136,6 +137,10 @@ class Client:
           s2: age of the outer derivatives in versions, for the log.
           steps: local steps behind the update, for the log.
           step_s: measured seconds per local step; what `local_steps` goes by.
+          timeout_s: how long to wait for a place in the queue; None means for ever.
+
+        Raises:
+          ExchangeError: the thread failed, the client is closed, or the queue stayed full.
         """
         if self._faults and self._faults.dies(self.worker, self._courier.stats.pushes):
             self.kill()
@@ -143,7 +148,11 @@ class Client:
         facts = Facts(float(frames), int(s2), int(steps), float(step_s))
         update = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, update)
         with self._cond:
-            self._wait(lambda: len(self._work) < self._queue_size and self._next_seq >= 0)
+            if not self._wait(self._has_room, timeout_s):
+                raise ExchangeError(
+                    f'Replica {self.worker}: the queue of {self._queue_size} stayed full for '
+                    f'{timeout_s} s; a shard is slow or down.'
+                )
             seq, self._next_seq = self._next_seq, self._next_seq + 1
             self._courier.stats.pushes += 1
             self._give((update, versions, seq, facts))
@@ -265,14 +274,18 @@ class Client:
     def _wait_for_params(self, number: int) -> None:
         self._wait(lambda: self._newest is not None and self._done >= number)
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
+    def _has_room(self) -> bool:
+        return len(self._work) < self._queue_size and self._next_seq >= 0
+
+    def _wait(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
         started = time.perf_counter()
-        while True:
-            self._raise_if_failed()
-            if ready():
-                break
-            self._cond.wait()
+        self._cond.wait_for(lambda: self._failed() or ready(), timeout_s)
         self._courier.stats.blocked_s += time.perf_counter() - started
+        self._raise_if_failed()
+        return ready()
+
+    def _failed(self) -> bool:
+        return self._error is not None or self._closing
 
     def _raise_if_failed(self) -> None:
         if self._error is not None:

@@ -7,6 +7,7 @@ lock is held for the dispatch only.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -51,7 +52,7 @@ class LocalServer:
       device: where the rule runs; None means the first host CPU device.
       lease_s: a replica not heard of for so long is taken to have left; None means never.
       clock: seconds, for the event log and the leases.
-      on_event: called with every `Event`, under the shard's lock: keep it short.
+      on_event: called with every `Event`, one at a time and in order, under a lock: keep it short.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalServer:
         self._clock, self._start = clock, clock()
         self._lease_s = lease_s
         self._events: list[Event] = []
+        self._event_lock = threading.Lock()
         self._extra_on_event = on_event
         self._locks = [threading.Lock() for _ in range(num_shards)]
         self._shards = [
@@ -186,6 +188,10 @@ class LocalServer:
             for reply in self._shards[shard].restore(snapshot, self._clock() - self._start):
                 self._mail(shard, reply)
 
+    def hold(self, shard: int) -> contextlib.AbstractContextManager:
+        """Holds one shard up for as long as the context lasts (tests: a slow shard)."""
+        return self._locks[shard]
+
     def check(self) -> None:
         """Asserts every shard's invariants."""
         with _all(self._locks):
@@ -209,9 +215,10 @@ class LocalServer:
             raise ExchangeError('the server is closed; close the clients before the server.')
 
     def _on_event(self, event: Event) -> None:
-        self._events.append(event)
-        if self._extra_on_event is not None:
-            self._extra_on_event(event)
+        with self._event_lock:  # one order for the list and for whoever else listens
+            self._events.append(event)
+            if self._extra_on_event is not None:
+                self._extra_on_event(event)
 
 
 class LocalChannel:

@@ -1,0 +1,174 @@
+"""Threaded runs on which a plan inflicts faults; and what a message may not contain."""
+
+import dataclasses
+import random
+import threading
+import typing
+
+import numpy as np
+import pytest
+
+from seqtrain import exchange
+from seqtrain.exchange import FaultPlan, InjectedFault, Policy, messages, rules
+from seqtrain.exchange.codec import Encoded
+
+START = {'w': np.zeros(6, np.float32)}
+ONES = {'w': np.ones(6, np.float32)}
+
+
+def run(server, num_workers, steps, plan, **options):
+    """Replicas that push ones `steps` times each and are started again after they die."""
+    deaths, errors = [], []
+
+    def replica(worker):
+        done = 0
+        while done < steps:
+            try:
+                with server.connect(worker, faults=plan, **options) as client:
+                    while done < steps:
+                        client.push(ONES, client.latest().versions)
+                        client.flush()
+                        done += 1
+            except InjectedFault as fault:
+                deaths.append(str(fault))
+            except Exception as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=replica, args=(n,)) for n in range(num_workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+    return deaths
+
+
+@pytest.mark.parametrize('max_staleness', [None, 2])
+def test_a_replica_dies_at_a_step_and_its_successor_goes_on(max_staleness):
+    policy = Policy(num_workers=3, max_staleness=max_staleness)
+    plan = FaultPlan().fail_at(1, 4).fail_at(2, 0)
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), policy, lease_s=0.3) as server:
+        deaths = run(server, 3, 10, plan)
+        server.check()
+        assert len(deaths) == 2
+        assert 'Replica 1 dies before push 4' in ' '.join(deaths)
+        assert server.params().versions.numbers == (30, 30)
+        np.testing.assert_array_equal(server.params().params['w'], -30)
+
+
+def test_lost_doubled_and_reordered_messages_apply_nothing_twice():
+    plan = FaultPlan(seed=1, lose=0.1, double=0.1, hold=0.1)
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=3)) as server:
+        run(server, 3, 20, plan, retry_s=0.02)
+        server.check()
+        applied = [(e.shard, e.worker, e.seq) for e in server.events() if e.kind == 'applied']
+        assert len(set(applied)) == len(applied)
+        # A push that was held back until after its own retry is refused; nothing is applied twice.
+        assert server.params().versions.numbers == (60, 60)
+    assert min(plan.counts['lost'], plan.counts['doubled'], plan.counts['held']) > 0
+
+
+def test_a_shard_killed_between_checkpoints_loses_only_what_came_after(caplog):
+    with (
+        exchange.LocalServer(START, 2, rules.sgd(1.0)) as server,
+        server.connect(0) as client,
+    ):
+
+        def push(n):
+            for _ in range(n):
+                client.push(ONES, client.pull().versions)
+                client.flush()
+
+        push(5)
+        saved = server.snapshot()
+        push(3)
+        server.restore_shard(1, saved[1])
+        assert server.params().versions.numbers == (8, 5)
+        push(4)
+        # The pull before the first push already finds the restarted shard and joins it again.
+        assert server.params().versions.numbers == (12, 9)
+        assert server.params().versions.generations == (0, 1)
+
+
+def test_a_slow_shard_slows_nobody_down_for_good():
+    """Pushes to a shard that is held up wait in the bounded queue; they all arrive in the end."""
+    with (
+        exchange.LocalServer(START, 2, rules.sgd(1.0)) as server,
+        server.connect(0, queue_size=2) as client,
+    ):
+        versions = client.latest().versions
+        with server.hold(1):
+            client.push(ONES, versions)
+            client.push(ONES, versions)
+            with pytest.raises(exchange.ExchangeError, match='queue'):
+                client.push(ONES, versions, timeout_s=0.05)  # back-pressure
+        client.flush()
+        assert server.params().versions.numbers == (2, 2)
+
+
+def test_a_joiner_in_mid_run():
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=2)) as server:
+        with server.connect(0) as first:
+            first.push(ONES, first.latest().versions)
+            first.flush()
+            with server.connect(1) as second:
+                pulled = second.latest()
+                assert pulled.versions.numbers == (1, 1)
+                second.push(ONES, pulled.versions)
+        assert server.params().versions.numbers == (2, 2)
+
+
+def test_a_plan_is_repeatable():
+    def draws():
+        plan = FaultPlan(seed=5, lose=0.2, double=0.2, hold=0.2)
+        return [plan.draw() for _ in range(50)]
+
+    assert draws() == draws()
+    assert set(draws()) == {'pass', 'lost', 'doubled', 'held'}
+
+
+def test_no_field_of_any_message_can_hold_an_utterance():
+    """Numbers, an enum, our own sentences to the replica, and one flat vector: nothing else."""
+    allowed = {int, float, bool, messages.Reason, tuple[int, ...]}
+    vectors = {('Push', 'update'): np.ndarray | Encoded, ('Params', 'values'): np.ndarray}
+    texts = {('Reject', 'text')}  # from the server to the replica
+    for kind in typing.get_args(messages.Message) + typing.get_args(messages.Reply):
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            where = (kind.__name__, field.name)
+            if where in vectors:
+                assert hints[field.name] == vectors[where]
+            elif where in texts:
+                assert hints[field.name] is str
+            else:
+                assert hints[field.name] in allowed, where
+
+
+def test_every_message_of_a_run_holds_parameters_only(monkeypatch):
+    """The bytes of the data never appear in what the server receives."""
+    seen = []
+    deliver = exchange.LocalServer.deliver
+
+    def spy(self, shard, message):
+        seen.append((shard, message))
+        deliver(self, shard, message)
+
+    monkeypatch.setattr(exchange.LocalServer, 'deliver', spy)
+    secret = np.frombuffer(random.Random(0).randbytes(64), np.uint8).astype(np.float32)
+    with exchange.LocalServer({'w': np.zeros(4, np.float32)}, 2, rules.sgd(0.1)) as server:  # noqa: SIM117
+        with server.connect(0) as client:
+            for _ in range(3):
+                params, versions = client.latest()
+                update = {'w': params['w'] - secret.reshape(4, 16).mean(axis=1)}
+                client.push(update, versions, frames=16)
+    assert {type(message).__name__ for _, message in seen} == {'Join', 'Pull', 'Push', 'Leave'}
+    for shard, message in seen:
+        for value in dataclasses.asdict(message).values():
+            if isinstance(value, np.ndarray):
+                assert value.shape == (server.partition.shard_size(shard),)
+                assert secret.tobytes()[:16] not in value.tobytes()
+            else:
+                assert not isinstance(value, str | bytes)
