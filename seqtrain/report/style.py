@@ -23,6 +23,7 @@ PALETTE = (
 # The usual kinds of work keep their colours from report to report.
 KINDS = {
     'compute': '#4269d0',
+    'batch': '#efb118',
     'wait': '#d5dae0',
     'idle': '#d5dae0',
     'pull': '#6cc5b0',
