@@ -1,0 +1,25 @@
+"""Lattices: generation from a network's scores, operations, tools and files."""
+
+from seqtrain.lattices.files import read_archive, write_archive
+from seqtrain.lattices.generation import LatticeGenerator, LatticePair
+from seqtrain.lattices.lattice import Lattice, LatticeError
+from seqtrain.lattices.operations import best_path, occupancies, path_sums, prune, union
+from seqtrain.lattices.tools import confidences, n_best, oracle_errors, rescore_lm
+
+__all__ = [
+    'Lattice',
+    'LatticeError',
+    'LatticeGenerator',
+    'LatticePair',
+    'best_path',
+    'confidences',
+    'n_best',
+    'occupancies',
+    'oracle_errors',
+    'path_sums',
+    'prune',
+    'read_archive',
+    'rescore_lm',
+    'union',
+    'write_archive',
+]

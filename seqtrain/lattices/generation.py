@@ -1,0 +1,172 @@
+"""`LatticeGenerator`: numerator and denominator lattices of an utterance, from a network's scores.
+
+The numerator holds the paths of the reference transcript, the denominator everything the decoding
+graph prefers; the reference's paths are always added to it, so that numerator <= denominator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from seqtrain.graphs.hlg import DecodingGraph
+from seqtrain.graphs.lexicon import split_words
+from seqtrain.lattices.lattice import Lattice, LatticeError
+from seqtrain.lattices.operations import union
+from seqtrain.lattices.search import SearchGraph, compiled, search
+
+
+@dataclasses.dataclass(frozen=True)
+class LatticePair:
+    """Lattices of one utterance, or the reason why there are none.
+
+    Attributes:
+      numerator: paths of the reference.
+      denominator: competing paths; contains the numerator.
+      reason: why the utterance must be left out; empty where it need not.
+    """
+
+    numerator: Lattice | None
+    denominator: Lattice | None
+    reason: str = ''
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class LatticeGenerator:
+    """Makes lattices with one decoding graph (Kaldi: a unigram word LM for denominators).
+
+    Attributes:
+      graph: from `decoding_graph`.
+      beam: of the search.
+      lattice_beam: paths kept below the best one.
+      max_active: states that survive a frame at most.
+      acoustic_scale: factor on the scores in the search; kept in the lattices.
+    """
+
+    graph: DecodingGraph
+    beam: float = 13.0
+    lattice_beam: float = 7.0
+    max_active: int = 7000
+    acoustic_scale: float = 1.0
+
+    def __post_init__(self):
+        if min(self.beam, self.lattice_beam, self.acoustic_scale) <= 0 or self.max_active < 1:
+            raise ValueError('beam, lattice_beam, acoustic_scale, max_active must be positive.')
+
+    def decode(self, log_likelihoods: np.ndarray) -> Lattice | None:
+        """The utterance's lattice; None where twice the beam finds no path, or no finite scores.
+
+        Args:
+          log_likelihoods: f32[T, P].
+        """
+        return self._search(compiled(self.graph), log_likelihoods)
+
+    def reference(self, log_likelihoods: np.ndarray, words: str | Sequence[str]) -> Lattice | None:
+        """The lattice of the transcript's paths alone, with the decoding graph's weights.
+
+        Raises:
+          LatticeError: the graph does not accept the transcript.
+        """
+        return self._search(self._constrained(tuple(split_words(words))), log_likelihoods)
+
+    def pair(self, log_likelihoods: np.ndarray, words: str | Sequence[str]) -> LatticePair:
+        """Numerator and denominator; one utterance's trouble comes back as a reason."""
+        try:
+            numerator = self.reference(log_likelihoods, words)
+        except (LatticeError, ValueError) as error:
+            return LatticePair(None, None, str(error))
+        if numerator is None:
+            return LatticePair(None, None, 'no path of the transcript fits the frames')
+        denominator = self.decode(log_likelihoods)
+        if denominator is None:
+            return LatticePair(None, None, 'no path within the beam')
+        return LatticePair(numerator, union(denominator, numerator))
+
+    def _search(self, graph: SearchGraph, log_likelihoods: np.ndarray) -> Lattice | None:
+        scores = np.asarray(log_likelihoods, np.float32)
+        if scores.ndim != 2 or scores.shape[1] != graph.num_pdfs:
+            raise LatticeError(
+                f'A matrix of shape {scores.shape} for a graph of {graph.num_pdfs} pdfs.'
+            )
+        if not len(scores) or np.isnan(scores).any() or (scores == np.inf).any():
+            return None
+        options = {'lattice_beam': self.lattice_beam, 'acoustic_scale': self.acoustic_scale}
+        found = search(graph, scores, beam=self.beam, max_active=self.max_active, **options)
+        if found is None:
+            found = search(
+                graph, scores, beam=2 * self.beam, max_active=graph.num_states, **options
+            )
+        return found
+
+    @functools.cached_property
+    def _constrained(self):
+        # One transcript is searched again in every epoch; its graph is small.
+        return functools.lru_cache(maxsize=4096)(functools.partial(constrain, compiled(self.graph)))
+
+
+def constrain(graph: SearchGraph, words: Sequence[str]) -> SearchGraph:
+    """The part of a search graph that spells the given words; `origin` holds the whole's states.
+
+    Raises:
+      LatticeError: words that the graph does not know, or it does not accept the sequence.
+    """
+    label_of = {word: label for label, word in enumerate(graph.words)}
+    if missing := [word for word in words if word not in label_of]:
+        raise LatticeError(f'The graph does not have the word(s) {" ".join(sorted(missing))}.')
+    labels = np.array([*(label_of[word] for word in words), -1])
+    keys, rows = _product(graph, labels)
+    ends = (keys // graph.num_states == len(words)) & np.isfinite(
+        graph.final[keys % graph.num_states]
+    )
+    useful = ends.copy()
+    src, dst = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
+    while (new := useful[dst] & ~useful[src]).any():
+        useful[src[new]] = True
+    if not useful[0]:
+        raise LatticeError(f'The graph does not accept the transcript {" ".join(words)!r}.')
+    number = np.cumsum(useful) - 1
+    rows = rows[useful[src] & useful[dst]]
+    rows[:, :2] = number[rows[:, :2].astype(np.int64)]
+    states = (keys % graph.num_states)[useful]
+    final = np.where(ends[useful], graph.final[states], -np.inf)
+    return SearchGraph.from_arcs(
+        rows, final, 0, graph.words, graph.num_pdfs, graph.origin[states].astype(np.int32)
+    )
+
+
+def _product(graph: SearchGraph, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """States (words so far, graph state) reached from the start, as keys, and arcs between them."""
+    size = graph.num_states
+    number = np.full(size * len(labels), -1, np.int64)
+    frontier = np.array([graph.start], np.int64)
+    number[frontier] = 0
+    keys, rows, count = [frontier], [], 1
+    while len(frontier):
+        position, state = np.divmod(frontier, size)
+        reached = []
+        for table in (graph.emitting, graph.epsilon):
+            counts = table.first[state + 1] - table.first[state]
+            arcs = table.leaving(state)
+            before = np.repeat(position, counts)
+            word = table.word[arcs]
+            allowed = (word == 0) | (word == labels[before])
+            arcs, before, word = arcs[allowed], before[allowed], word[allowed]
+            after = (before + (word > 0)) * size + table.dst[arcs]
+            source = before * size + table.src[arcs]
+            reached.append(after)
+            rows.append((source, after, table.pdf[arcs], word, table.weight[arcs]))
+        new = np.unique(np.concatenate(reached))
+        frontier = new[number[new] < 0]
+        number[frontier] = count + np.arange(len(frontier))
+        count += len(frontier)
+        keys.append(frontier)
+    arcs_found = np.concatenate([np.stack(row, axis=1).astype(np.float64) for row in rows])
+    arcs_found[:, :2] = number[arcs_found[:, :2].astype(np.int64)]
+    return np.concatenate(keys), arcs_found

@@ -1,0 +1,172 @@
+"""What people ask of lattices: n-best lists, oracle errors, word confidences, another LM."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from seqtrain.fsa.fsa import NEG_INF
+from seqtrain.graphs.ngram import BOS, EOS, NGramLm
+from seqtrain.lattices.lattice import Lattice, LatticeError
+from seqtrain.lattices.operations import best_arcs, path_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class WordConfidence:
+    """A word of the best path: the frame at which it was recognised, and its posterior."""
+
+    word: str
+    frame: int
+    confidence: float
+
+
+def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
+    """The n best distinct word sequences with the log-weight of each one's best path.
+
+    Prune large lattices first: the word lattice is determinised.
+    """
+    import kaldifst
+
+    if n < 1:
+        raise ValueError(f'n={n}; ask for at least one.')
+    fst = kaldifst.StdVectorFst()
+    for _ in range(lattice.num_states):
+        fst.add_state()
+    fst.start = 0
+    rows = zip(
+        lattice.src.tolist(),
+        lattice.dst.tolist(),
+        lattice.word.tolist(),
+        lattice.weight.tolist(),
+        strict=True,
+    )
+    for src, dst, word, weight in rows:
+        fst.add_arc(src, kaldifst.StdArc(word, word, -weight, dst))
+    for state in np.flatnonzero(np.isfinite(lattice.final)).tolist():
+        fst.set_final(state, float(-lattice.final[state]))
+    kaldifst.rmepsilon(fst)
+    paths = kaldifst.shortest_path(kaldifst.determinize(fst), n=n)
+    found = []
+    for path in kaldifst.convert_nbest_to_vector(paths):
+        _, _, labels, cost = kaldifst.get_linear_symbol_sequence(path)
+        found.append((tuple(lattice.words[label] for label in labels), -cost.value))
+    return sorted(found, key=lambda entry: -entry[1])
+
+
+def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:
+    """Word errors of the path that is nearest to the reference: least edit distance of all.
+
+    Divide the sum over utterances by the number of reference words for the oracle WER.
+    """
+    words = reference.split() if isinstance(reference, str) else list(reference)
+    label_of = {word: label for label, word in enumerate(lattice.words)}
+    labels = np.array([label_of.get(word, -1) for word in words], np.int64)
+    # cost[s, j]: least edits of a path to s against the first j reference words.
+    cost = np.full((lattice.num_states, len(words) + 1), np.inf)
+    cost[0] = np.arange(len(words) + 1)
+    for src, dst, word in zip(
+        lattice.src.tolist(), lattice.dst.tolist(), lattice.word.tolist(), strict=True
+    ):
+        before = cost[src]
+        if word:
+            after = before + 1  # insertion
+            after[1:] = np.minimum(after[1:], before[:-1] + (labels != word))
+            # Deletions: pay one per reference word left out.
+            steps = np.arange(len(after))
+            after = np.minimum.accumulate(after - steps) + steps
+        else:
+            after = before
+        np.minimum(cost[dst], after, out=cost[dst])
+    return int(cost[np.isfinite(lattice.final), -1].min())
+
+
+def confidences(lattice: Lattice) -> list[WordConfidence]:
+    """The best path's words with posteriors.
+
+    A word's posterior is that of all arcs with this word between the middles of the gaps to its
+    neighbours on the best path, at most 1: paths that recognise it a little earlier or later agree.
+    """
+    best = best_arcs(lattice, path_sums(lattice, np.maximum))
+    spoken = best[lattice.word[best] > 0]
+    frames = lattice.time[lattice.src[spoken]].astype(float)
+    middles = (frames[1:] + frames[:-1]) / 2
+    starts, ends = np.r_[-np.inf, middles], np.r_[middles, np.inf]
+    posteriors = path_sums(lattice).posteriors()
+    time = lattice.time[lattice.src]
+    result = []
+    for arc, frame, start, end in zip(spoken.tolist(), frames, starts, ends, strict=True):
+        word = lattice.word[arc]
+        agree = (lattice.word == word) & (time >= start) & (time < end)
+        mass = float(posteriors[agree].sum())
+        result.append(WordConfidence(lattice.words[word], int(frame), min(1.0, mass)))
+    return result
+
+
+def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float = 1.0) -> Lattice:
+    """Takes one word LM's log-probabilities out of the graph weights and puts another's in.
+
+    States are split by the longer of the two models' histories. Exact where the search graph used
+    `old` as it is (its back-off arcs can score a word sequence in more than one way; the
+    conditional probability is what is taken out).
+
+    Args:
+      lattice: from a graph with `old`.
+      old: the LM in the graph weights.
+      new: the LM to put in.
+      lm_scale: factor on the change.
+
+    Raises:
+      LatticeError: `new` gives every path probability 0.
+    """
+
+    def change(history: tuple[str, ...], word: str) -> float:
+        return lm_scale * (new.logprob(history, word) - old.logprob(history, word))
+
+    length = max(old.order, new.order) - 1
+    start = (0, (BOS,)[:length])
+    number, queue, rows = {start: 0}, [start], []
+    first = np.searchsorted(lattice.src, np.arange(lattice.num_states + 1))
+    for entry in queue:  # grows while it is walked
+        state, history = entry
+        for arc in range(first[state], first[state + 1]):
+            label, weight, after = int(lattice.word[arc]), float(lattice.graph[arc]), history
+            if label:
+                word = lattice.words[label]
+                weight += change(history, word)
+                after = (*history, word)[max(0, len(history) + 1 - length) :] if length else ()
+            if weight == NEG_INF:
+                continue
+            target = (int(lattice.dst[arc]), after)
+            if target not in number:
+                number[target] = len(queue)
+                queue.append(target)
+            rows.append((number[entry], number[target], arc, weight))
+    origin = np.array([state for state, _ in queue])
+    final = np.array([float(lattice.final[state]) + change(h, EOS) for state, h in queue])
+    if not rows or not np.isfinite(final).any():
+        raise LatticeError('The new language model gives every path probability 0.')
+    return _renumber(lattice, origin, np.array(rows, np.float64), final)
+
+
+def _renumber(lattice: Lattice, origin: np.ndarray, rows: np.ndarray, final) -> Lattice:
+    """A lattice of split states, sorted as the states they come from."""
+    order = np.argsort(origin, kind='stable')
+    place = np.argsort(order)
+    src, dst, arcs = place[rows[:, 0].astype(int)], place[rows[:, 1].astype(int)], rows[:, 2]
+    by_src = np.argsort(src, kind='stable')
+    taken = arcs[by_src].astype(int)
+    split = Lattice(
+        time=lattice.time[origin[order]],
+        src=src[by_src],
+        dst=dst[by_src],
+        pdf=lattice.pdf[taken],
+        word=lattice.word[taken],
+        graph=rows[by_src, 3],
+        acoustic=lattice.acoustic[taken],
+        final=final[order],
+        words=lattice.words,
+        acoustic_scale=lattice.acoustic_scale,
+    )
+    return split.select(np.ones(split.num_arcs, bool))

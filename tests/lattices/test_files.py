@@ -1,0 +1,63 @@
+"""Kaldi text archives: round trip, a file written by hand, and what damaged ones say."""
+
+import pytest
+
+from seqtrain.lattices import LatticeError, LatticeGenerator, read_archive, write_archive
+
+
+def test_round_trip(graph, scores, tmp_path, lattice_paths):
+    generator = LatticeGenerator(graph, beam=1e3, lattice_beam=4.0, acoustic_scale=0.5)
+    lattices = {f'u{n}': generator.decode(scores(5, seed=n)) for n in range(3)}
+    write_archive(tmp_path / 'lat.txt', lattices)
+    again = read_archive(tmp_path / 'lat.txt', graph.words, acoustic_scale=0.5)
+    assert again.keys() == lattices.keys()
+    for name, lattice in lattices.items():
+        expected, found = lattice_paths(lattice), lattice_paths(again[name])
+        assert sorted(p[:2] for p in found) == sorted(p[:2] for p in expected)
+        assert [p[2] for p in found] == pytest.approx([p[2] for p in expected], abs=1e-5)
+
+
+KALDI = """utt-a
+0 1 3 1 1.5,2.5
+0 2 4 0 0.5,1
+2 1 0 2 0.25,0
+1 3 1 0 ,4
+3 0.125,0
+
+utt-b
+0 1 1 1
+1
+"""
+
+
+def test_by_hand(tmp_path, lattice_paths):
+    (tmp_path / 'lat.txt').write_text(KALDI)
+    found = read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], acoustic_scale=2.0)
+    assert list(found) == ['utt-a', 'utt-b']
+    assert sorted(lattice_paths(found['utt-a'])) == [
+        ((2, 0), ('x',), pytest.approx(-(1.5 + 0.125) - 2 * (2.5 + 4))),
+        ((3, 0), ('y',), pytest.approx(-(0.5 + 0.25 + 0.125) - 2 * (1 + 4))),
+    ]
+    assert lattice_paths(found['utt-b']) == [((0,), ('x',), 0.0)]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('0 1 3 1 1.5,2.5', '0 1 3', r'lat\.txt:2: 3 fields'),
+        ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
+        ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt: utterance 'utt-a': Arc \d has a word that is not"),
+        ('2 1 0 2 0.25,0', '2 1 1 2 0.25,0', r'lat\.txt:2: paths of different lengths meet'),
+        ('1 3 1 0 ,4', '1 2 0 0 ,4', r'lat\.txt'),
+        ('utt-b\n0 1 1 1\n1\n', 'utt-a\n0 1 1 1\n1\n', r"lat\.txt:8: utterance 'utt-a' is there"),
+        ('utt-b\n0 1 1 1\n', 'utt-b\n', r'lat\.txt:9: a lattice without arcs'),
+        ('utt-b\n0 1 1 1\n1\n', 'utt-b\n\n', r'lat\.txt: a lattice without arcs'),
+        ('utt-b', 'utt-b x', r'lat\.txt:8: expected an utterance id'),
+        ('3 0.125,0\n', '', r'lat\.txt.*No'),
+    ],
+)
+def test_damaged_archives_name_the_line(tmp_path, old, new, message):
+    assert old in KALDI
+    (tmp_path / 'lat.txt').write_text(KALDI.replace(old, new))
+    with pytest.raises(LatticeError, match=message):
+        read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'])

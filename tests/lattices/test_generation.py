@@ -1,0 +1,106 @@
+"""Numerator and denominator lattices: what they hold, and what happens to hopeless utterances."""
+
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from seqtrain import ops
+from seqtrain.graphs import NGramLm, Topology, decoding_graph
+from seqtrain.lattices import LatticeError, LatticeGenerator, best_path
+from seqtrain.lattices.generation import constrain
+from seqtrain.lattices.search import SearchGraph, search
+
+
+def paths_of(paths, words=None):
+    return sorted(p[:2] for p in paths if words is None or p[1] == words)
+
+
+def test_a_constrained_graph_has_exactly_the_transcripts_paths(
+    graph, scores, graph_paths, lattice_paths
+):
+    matrix = scores(4)
+    whole = SearchGraph.of(graph)
+    for words in [('x', 'y'), ('hom',), ('y', 'y')]:
+        part = constrain(whole, words)
+        lattice = search(part, matrix, beam=1e4, lattice_beam=1e4)
+        expected = paths_of(graph_paths(graph, matrix), words)
+        assert expected
+        assert paths_of(lattice_paths(lattice)) == expected
+
+
+def test_the_reference_is_always_in_the_denominator(graph, scores, lattice_paths, graph_paths):
+    generator = LatticeGenerator(graph, beam=1e3, lattice_beam=1.0)
+    for seed in range(2):
+        matrix = scores(4, seed)
+        pair = generator.pair(matrix, 'z x')
+        assert pair.ok
+        numerator, denominator = pair.numerator, pair.denominator.validate(graph.num_pdfs)
+        every = Counter(p[:2] for p in lattice_paths(denominator))
+        assert Counter(p[:2] for p in lattice_paths(numerator)) <= every
+        assert every <= Counter(p[:2] for p in graph_paths(graph, matrix))
+        assert {p[1] for p in lattice_paths(numerator)} == {('z', 'x')}
+
+
+def test_numerator_is_below_denominator_on_the_device(graph, scores):
+    generator = LatticeGenerator(graph, beam=1e3, lattice_beam=4.0)
+    matrices = [scores(6, seed) for seed in range(4)]
+    pairs = [generator.pair(matrix, 'x y') for matrix in matrices]
+    lengths, device = np.full(4, 6, np.int32), jax.devices()[0]
+    num, den = (
+        ops.log_partition(
+            np.stack(matrices),
+            lengths,
+            ops.pack_batch([getattr(p, side).to_fsa() for p in pairs], device=device),
+        )
+        for side in ('numerator', 'denominator')
+    )
+    assert (num <= den + 1e-5).all()
+    assert (num > den - 40).all()
+
+
+def test_the_transcript_is_searched_with_the_graphs_weights(graph, scores, graph_paths):
+    matrix = scores(4, seed=2)
+    lattice = LatticeGenerator(graph, beam=1e3).reference(matrix, ['hom', 'y'])
+    best = next(p for p in graph_paths(graph, matrix) if p[1] == ('hom', 'y'))
+    assert best_path(lattice)[2] == pytest.approx(best[2], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('frames', 'words', 'reason'),
+    [
+        (5, 'x never', r'does not have the word\(s\) never'),
+        (5, '', 'transcript is empty'),
+        (2, 'z z z', 'no path of the transcript fits the frames'),
+        (0, 'x', 'no path of the transcript fits the frames'),
+    ],
+)
+def test_hopeless_utterances_come_back_with_a_reason(graph, scores, frames, words, reason):
+    pair = LatticeGenerator(graph).pair(scores(5)[:frames], words)
+    assert not pair.ok
+    assert pair.numerator is pair.denominator is None
+    assert re.search(reason, pair.reason)
+
+
+def test_non_finite_scores(graph, scores):
+    matrix = scores(5)
+    matrix[1, 1] = np.nan
+    generator = LatticeGenerator(graph)
+    assert generator.decode(matrix) is None
+    assert 'no path' in generator.pair(matrix, 'x').reason
+
+
+def test_a_transcript_outside_the_graph(lexicon):
+    lm = NGramLm.estimate([['x', 'y']], 2, smoothing='none')
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), lm)
+    pair = LatticeGenerator(graph).pair(np.zeros((9, 6), np.float32), 'y x')
+    assert pair.reason == "The graph does not accept the transcript 'y x'."
+
+
+def test_bad_settings(graph):
+    with pytest.raises(ValueError, match='must be positive'):
+        LatticeGenerator(graph, beam=0.0)
+    with pytest.raises(LatticeError, match='shape'):
+        LatticeGenerator(graph).decode(np.zeros((5, 99)))

@@ -1,0 +1,98 @@
+"""The lattice search against brute force and against kaldi-decoder."""
+
+import kaldi_decoder
+import kaldifst
+import numpy as np
+import pytest
+
+from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
+from seqtrain.lattices import LatticeError
+from seqtrain.lattices.search import SearchGraph, search
+
+WIDE = {'beam': 1e4, 'lattice_beam': 1e4}
+
+
+def key(paths):
+    return sorted((pdfs, words) for pdfs, words, _ in paths)
+
+
+def test_an_unpruned_lattice_has_every_path_once(graph, scores, graph_paths, lattice_paths):
+    matrix = scores(4)
+    lattice = search(SearchGraph.of(graph), matrix, **WIDE).validate(graph.num_pdfs)
+    expected, found = graph_paths(graph, matrix), lattice_paths(lattice)
+    assert len(expected) > 100
+    assert key(found) == key(expected)
+    np.testing.assert_allclose([p[2] for p in found], [p[2] for p in expected], atol=1e-4)
+    assert lattice.num_frames == 4
+
+
+@pytest.mark.parametrize('lattice_beam', [0.0, 1.0, 3.0])
+def test_the_lattice_beam_is_exact(graph, scores, graph_paths, lattice_paths, lattice_beam):
+    for seed in range(3):
+        matrix = scores(4, seed)
+        lattice = search(SearchGraph.of(graph), matrix, beam=1e4, lattice_beam=lattice_beam)
+        every = graph_paths(graph, matrix)
+        near = [path for path in every if path[2] >= every[0][2] - lattice_beam - 1e-6]
+        found = lattice_paths(lattice)
+        assert set(key(near)) <= set(key(found))  # nothing within the beam is lost
+        assert found[0][2] == pytest.approx(every[0][2], abs=1e-4)
+        # And every arc is on a path within it.
+        used = {pair for pdfs, _, _ in near for pair in enumerate(pdfs)}
+        emitting = lattice.pdf >= 0
+        frames = lattice.time[lattice.src[emitting]]
+        assert set(zip(frames.tolist(), lattice.pdf[emitting].tolist(), strict=True)) == used
+
+
+def test_the_acoustic_scale_weighs_the_search(graph, scores, graph_paths, lattice_paths):
+    matrix = scores(4)
+    lattice = search(SearchGraph.of(graph), matrix, acoustic_scale=0.3, **WIDE)
+    expected = [p[2] for p in graph_paths(graph, matrix, scale=0.3)]
+    np.testing.assert_allclose([p[2] for p in lattice_paths(lattice)], expected, atol=1e-4)
+
+
+def test_same_lattice_as_kaldi_decoder(data_dir):
+    lexicon = Lexicon.read(data_dir / 'fsdd_unseen' / 'lexicon.txt')
+    lines = (data_dir / 'fsdd_unseen' / 'train' / 'text').read_text().splitlines()
+    texts = [line.split()[1:] for line in lines]
+    topology = Topology.make('hmm3', len(lexicon.phones))
+    graph = decoding_graph(lexicon, topology, NGramLm.estimate(texts, 2))
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(scale=1.5, size=(60, topology.num_pdfs)).astype(np.float32)
+    config = kaldi_decoder.LatticeSimpleDecoderConfig(
+        beam=13.0, lattice_beam=6.0, determinize_lattice=False
+    )
+    reference = kaldi_decoder.LatticeSimpleDecoder(graph.fst, config)
+    reference.decode(kaldi_decoder.DecodableCtc(matrix))
+    found, raw = reference.get_raw_lattice()
+    assert found
+    lattice = search(SearchGraph.of(graph), matrix, beam=13.0, lattice_beam=6.0)
+    arcs = sum(raw.num_arcs(state) for state in range(raw.num_states))
+    assert (lattice.num_states, lattice.num_arcs) == (raw.num_states, arcs)
+    assert lattice.depth() > 3
+
+
+def test_a_beam_too_narrow_gives_none():
+    lexicon = Lexicon.from_dict({'p': 'a a a a a a', 'q': 'b'})
+    topology = Topology.make('chain', 3)
+    lm = NGramLm.uniform(['p', 'q'])
+    graph = SearchGraph.of(decoding_graph(lexicon, topology, lm, silence_probability=0.0))
+    matrix = np.zeros((4, 6), np.float32)
+    matrix[0, 2] = 12.0
+    assert search(graph, matrix, beam=8.0, lattice_beam=5.0) is None
+    assert search(graph, matrix, beam=16.0, lattice_beam=5.0) is not None
+    assert search(graph, matrix, beam=16.0, lattice_beam=5.0, max_active=1) is None
+
+
+def test_minus_infinity_and_dead_ends(graph, scores):
+    matrix = scores(4)
+    matrix[2] = -np.inf
+    assert search(SearchGraph.of(graph), matrix, **WIDE) is None
+    matrix[2, 3] = 0.0
+    lattice = search(SearchGraph.of(graph), matrix, **WIDE)
+    assert set(lattice.pdf[(lattice.pdf >= 0) & (lattice.time[lattice.src] == 2)]) == {3}
+
+
+def test_epsilon_cycles_are_refused():
+    fst = kaldifst.compile('0 1 1 0 0\n1 2 0 0 0\n2 1 0 0 0\n2\n')
+    with pytest.raises(LatticeError, match='cycle of epsilon'):
+        SearchGraph.of(DecodingGraph(fst, ('<eps>',), 2))

@@ -1,0 +1,92 @@
+"""N-best lists, oracle errors, confidences, LM rescoring: against all paths written out."""
+
+import itertools
+
+import jiwer
+import numpy as np
+import pytest
+
+from seqtrain.graphs import NGramLm
+from seqtrain.lattices import (
+    LatticeError,
+    LatticeGenerator,
+    confidences,
+    n_best,
+    oracle_errors,
+    path_sums,
+    rescore_lm,
+)
+
+
+@pytest.fixture
+def lattice(graph, scores):
+    return LatticeGenerator(graph, beam=1e3, lattice_beam=7.0).decode(scores(5))
+
+
+def best_by_words(paths):
+    best = {}
+    for _, words, weight in paths:
+        best[words] = max(best.get(words, -np.inf), weight)
+    return sorted(best.items(), key=lambda entry: -entry[1])
+
+
+def test_n_best(lattice, lattice_paths):
+    expected = best_by_words(lattice_paths(lattice))
+    found = n_best(lattice, 5)
+    assert [words for words, _ in found] == [words for words, _ in expected[:5]]
+    np.testing.assert_allclose([w for _, w in found], [w for _, w in expected[:5]], atol=1e-3)
+    assert len(n_best(lattice, 10_000)) == len(expected)
+    with pytest.raises(ValueError, match='at least one'):
+        n_best(lattice, 0)
+
+
+def test_oracle_errors(lattice, lattice_paths):
+    spoken = {words for _, words, _ in lattice_paths(lattice)} - {()}
+    for reference in ['x y', 'z z z z', 'y never hom', 'x']:
+        counts = [jiwer.process_words(reference, ' '.join(words)) for words in spoken]
+        expected = min(c.insertions + c.deletions + c.substitutions for c in counts)
+        assert oracle_errors(lattice, reference) == expected
+    best = n_best(lattice, 1)[0][0]
+    assert oracle_errors(lattice, best) == 0
+
+
+def test_confidences_by_enumeration(lattice, lattice_paths):
+    paths = lattice_paths(lattice)
+    found = confidences(lattice)
+    assert tuple(c.word for c in found) == paths[0][1]
+    assert all(0 < c.confidence <= 1 for c in found)
+    assert all(a.frame <= b.frame for a, b in itertools.pairwise(found))
+
+
+def test_confidence_of_a_word_alone_is_its_probability():
+    from seqtrain.graphs import Lexicon, Topology, decoding_graph
+
+    lexicon = Lexicon.from_dict({'p': 'a', 'q': 'b'})
+    lm = NGramLm.estimate([['p'], ['q']], 2, smoothing='none')
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), lm, silence_probability=0.0)
+    scores = np.zeros((3, 6), np.float32)
+    scores[:, 2:4] = 0.5  # "p" is ahead by 1.5
+    (word,) = confidences(LatticeGenerator(graph, beam=50, lattice_beam=50).decode(scores))
+    assert word.word == 'p'
+    assert word.confidence == pytest.approx(1 / (1 + np.exp(-1.5)), abs=1e-4)
+
+
+def test_rescoring_with_another_lm(graph, scores, word_lm, lattice_paths):
+    # With a wide lattice, the conditional probabilities are the weights of its best paths.
+    lattice = LatticeGenerator(graph, beam=1e3, lattice_beam=1e3).decode(scores(4))
+    for order in (1, 2, 3):
+        new = NGramLm.estimate([['y', 'x', 'z'], ['hom', 'hom']], order, vocabulary=word_lm.words)
+        rescored = rescore_lm(lattice, word_lm, new)
+        before = dict(best_by_words(lattice_paths(lattice)))
+        after = dict(best_by_words(lattice_paths(rescored.validate())))
+        assert after.keys() == before.keys()
+        for words, weight in after.items():
+            change = new.score(words) - word_lm.score(words)
+            assert weight == pytest.approx(before[words] + change, abs=2e-3)
+    back = rescore_lm(rescored, new, word_lm)
+    assert path_sums(back).total == pytest.approx(path_sums(lattice).total, abs=1e-3)
+
+
+def test_an_lm_that_excludes_everything(lattice, word_lm):
+    with pytest.raises(LatticeError, match='probability 0'):
+        rescore_lm(lattice, word_lm, NGramLm.estimate([['other']], 2, smoothing='none'))
