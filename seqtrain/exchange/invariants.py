@@ -15,15 +15,16 @@ def check(state: ShardState) -> None:
         assert 0 <= worker < state.policy.num_workers
         assert all(v <= state.version for v in member.reading)
         assert member.present or not member.reading
-    for push in state.pending:
-        assert state.members[push.worker].present
-        assert push.seq <= state.members[push.worker].seq
+    for worker, push in state.pending.items():
+        assert worker == push.worker
+        assert state.members[worker].present
+        assert push.seq <= state.members[worker].seq
         assert push.base_version <= state.version
-    assert len({pull.worker for pull in state.waiting}) == len(state.waiting)
-    assert not any(state.may_serve(pull) for pull in state.waiting), 'a pull was forgotten'
+    assert not any(state.members[worker].present for worker in state.gone)
+    assert all(state.members[worker].present for worker in state.waiting)
+    assert not any(state.may_serve(pull) for pull in state.waiting.values()), 'a pull was forgotten'
     if state.policy.sync:
-        assert all(push.base_version == state.version for push in state.pending)
-        assert len({push.worker for push in state.pending}) == len(state.pending)
+        assert all(push.base_version == state.version for push in state.pending.values())
         assert len(state.pending) < state.round_size() or not state.pending
     elif not state.policy.waits:
         assert not state.pending

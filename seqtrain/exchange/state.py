@@ -9,7 +9,9 @@ What a shard holds, and which message may change it:
     part        what it is                                    changed by
     store       values, the rule's state, version             an applied push; set_rule, restore
     generation  how often the shard has restarted             restore
-    members     who has joined; last seq, tickets             Join, Leave, Pull, Push
+    members     who has joined; last seq, versions read       Join, Leave, Pull, Push
+    gone        who left: rounds do not wait for them         Join, Leave
+    tickets     who may push from where (see `Tickets`)       Pull, Push, Leave
     pending     pushes that wait for their turn               Push, Leave, settling
     waiting     pulls that wait for their turn                Pull, Leave, settling
 
@@ -19,8 +21,8 @@ gives values, not a turn.) What "may" means is the mode:
 
     mode                        a push may be applied              a pull may be served
     async, unbounded            at once                            at once
-    async, bounded by `wait`    when nobody else's pending work    when a ticket is free (see
-                                would become older than τ          `Tickets`)
+    async, bounded by `wait`    when nobody else's pending work    when a ticket is free
+                                would become older than τ
     async, bounded by `drop`    at once, or refused if older       at once
                                 than τ
     sync, quorum Q              when Q pushes of this version      when the replica's own push has
@@ -67,14 +69,12 @@ KEPT_PULLS = 8
 class Member:
     """A replica: the last seq seen, the versions it may still push from, whether it is here.
 
-    Who is `gone` said good-bye or lost its lease: rounds do not wait for it. After a restart of
-    the shard everyone is neither present nor gone. `step_s`: its last time per local step, or 0.
+    `step_s` is its last reported time per local step, 0 where unknown.
     """
 
     seq: int = -1
     reading: list[int] = dataclasses.field(default_factory=list)
     present: bool = True
-    gone: bool = False
     step_s: float = 0.0
 
 
@@ -101,8 +101,9 @@ class ShardState:
         self.shard = shard
         self.generation = 0
         self.members: dict[int, Member] = {}
-        self.pending: list[Push] = []
-        self.waiting: list[Pull] = []
+        self.gone: set[int] = set()
+        self.pending: dict[int, Push] = {}
+        self.waiting: dict[int, Pull] = {}
         self.tickets = Tickets(self.policy.max_staleness if self.policy.waits else None)
         self.max_applied_staleness = 0
         self._on_event = on_event or (lambda event: None)
@@ -147,7 +148,8 @@ class ShardState:
             return
         self._forget(worker)
         member = self.members.setdefault(worker, Member())
-        member.present, member.gone = True, False
+        member.present = True
+        self.gone.discard(worker)
         self._log('joined', worker, 'fresh' if message.fresh else '')
         self._serve(worker)
 
@@ -157,12 +159,12 @@ class ShardState:
             text = f'Replica {message.worker} has not joined shard {self.shard}; send Join first.'
             self._refuse_other(message.worker, Reason.NOT_JOINED, text)
             return
-        self.waiting = [pull for pull in self.waiting if pull.worker != message.worker]
-        self.waiting.append(message)
+        self.waiting[message.worker] = message
         self.tickets.drop(message.worker)  # who pulls again gives back what it did not use
 
     def _push(self, push: Push) -> None:
-        if any((p.worker, p.seq) == (push.worker, push.seq) for p in self.pending):
+        waiting = self.pending.get(push.worker)
+        if waiting is not None and waiting.seq == push.seq:
             return  # a retry of a push that waits; its Ack will come
         push = decoded(push)
         refusal = self._refusal(push)
@@ -171,7 +173,7 @@ class ShardState:
             return
         self.members[push.worker].seq = push.seq
         self.members[push.worker].step_s = push.step_s
-        self.pending.append(push)
+        self.pending[push.worker] = push
 
     def _leave(self, message: Leave) -> None:
         member = self.members.get(message.worker)
@@ -179,23 +181,24 @@ class ShardState:
             return
         self._turn_away(Reason.NOT_JOINED, message.worker)
         self._forget(message.worker)
-        member.present, member.gone = False, True
+        member.present = False
+        self.gone.add(message.worker)
         self._log('left', message.worker)
 
     def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
         """Answers what still waits, of one replica or of all, so that nobody waits for ever."""
         text = f'Shard {self.shard} dropped what waited ({reason.value}); join and pull again.'
-        for push in self.pending:
+        for push in self.pending.values():
             if worker in (None, push.worker):
                 self._refuse(push, reason, text)
-        for pull in self.waiting:
+        for pull in self.waiting.values():
             if worker in (None, pull.worker):
                 self._refuse_other(pull.worker, reason, text)
 
     def _forget(self, worker: int) -> None:
         """Drops what a replica had pending; its seq stays, so that nothing applies twice."""
-        self.pending = [push for push in self.pending if push.worker != worker]
-        self.waiting = [pull for pull in self.waiting if pull.worker != worker]
+        self.pending.pop(worker, None)
+        self.waiting.pop(worker, None)
         if worker in self.members:
             self.members[worker].reading = []
         self.tickets.drop(worker)
@@ -220,14 +223,14 @@ class ShardState:
             return Reason.FUTURE, (
                 f'{who} is based on version {push.base_version}, the shard is at {self.version}.'
             )
+        if push.worker in self.pending:
+            return Reason.LATE, f'{who}: the one before it still waits; pull first.'
         return malformed(push, self.store.shape, who) or self._untimely(push, who)
 
     def _untimely(self, push: Push, who: str) -> tuple[Reason, str] | None:
         age, policy = self.version - push.base_version, self.policy
         if policy.sync and age:
             return Reason.LATE, f'{who} comes {age} rounds late; pull and go on from there.'
-        if policy.sync and any(p.worker == push.worker for p in self.pending):
-            return Reason.LATE, f'{who}: the replica has already pushed in this round; pull first.'
         if policy.max_staleness is not None and age > policy.max_staleness:
             return Reason.STALE, (
                 f'{who} is {age} versions old, the bound is {policy.max_staleness}.'
@@ -250,18 +253,19 @@ class ShardState:
     # -- settling ---------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Applies and serves until nothing moves. Ends: every turn empties a list a little."""
-        while self._settle_push() or self._settle_pull():
+        """Applies until nothing can be applied, then serves: serving never frees a push."""
+        apply = self._apply_round if self.policy.sync else self._apply_one
+        while self.pending and apply():
             pass
+        if self.waiting:
+            self._serve_waiting()
 
-    def _settle_push(self) -> bool:
-        if self.policy.sync:
-            return self._settle_round()
-        for i, push in enumerate(self.pending):
+    def _apply_one(self) -> bool:
+        for push in self.pending.values():
             refusal = self._untimely(push, f'Push {push.seq} of replica {push.worker}')
             if refusal is None and not self.tickets.may_apply(push, self.version):
                 continue
-            del self.pending[i]
+            del self.pending[push.worker]
             if refusal is not None:
                 self._refuse(push, *refusal)
             else:
@@ -269,35 +273,33 @@ class ShardState:
             return True
         return False
 
-    def _settle_round(self) -> bool:
-        if not self.pending or len(self.pending) < self.round_size():
+    def _apply_round(self) -> bool:
+        if len(self.pending) < self.round_size():
             return False
-        collected, self.pending = sorted(self.pending, key=lambda push: push.worker), []
-        self._apply(collected)
+        collected, self.pending = self.pending, {}
+        self._apply([collected[worker] for worker in sorted(collected)])
         return True
 
     def round_size(self) -> int:
         """Pushes that make a round: the quorum, or fewer where replicas have left."""
-        left = sum(member.gone for member in self.members.values())
         quorum = self.policy.quorum or self.policy.num_workers
-        return max(1, min(quorum, self.policy.num_workers - left))
+        return max(1, min(quorum, self.policy.num_workers - len(self.gone)))
 
-    def _settle_pull(self) -> bool:
-        for i, pull in enumerate(self.waiting):
-            if not self.may_serve(pull):
-                continue
-            del self.waiting[i]
-            self.tickets.issue(pull.worker, self.version)
-            self._serve(pull.worker)
-            return True
-        return False
+    def _serve_waiting(self) -> None:
+        for pull in list(self.waiting.values()):
+            if not self.tickets.may_issue(self.version):
+                return  # the gate is the same for all
+            if self.may_serve(pull):
+                del self.waiting[pull.worker]
+                self.tickets.issue(pull.worker, self.version)
+                self._serve(pull.worker)
 
     def may_serve(self, pull: Pull) -> bool:
         """Whether a waiting pull may be answered now."""
         if pull.min_version > self.version:
             return False
         if self.policy.sync:
-            return all(push.worker != pull.worker for push in self.pending)
+            return pull.worker not in self.pending
         return self.tickets.may_issue(self.version)
 
     def _serve(self, worker: int) -> None:
@@ -311,8 +313,9 @@ class ShardState:
     def _speed(self, worker: int) -> float:
         """This replica's speed over the fastest one's (DyLU; Liu et al. 2024), 1 if unknown."""
         own = self.members[worker].step_s
-        times = [m.step_s for m in self.members.values() if m.present and m.step_s > 0]
-        return min(times) / own if own > 0 and times else 1.0
+        if own <= 0:
+            return 1.0
+        return min(m.step_s for m in self.members.values() if m.present and m.step_s > 0) / own
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""
@@ -334,7 +337,7 @@ class ShardState:
     def _prune(self) -> None:
         if self.store.keep_base:
             used = {v for member in self.members.values() for v in member.reading}
-            self.store.forget_all_but(used | {push.base_version for push in self.pending})
+            self.store.forget_all_but(used | {push.base_version for push in self.pending.values()})
 
     # -- log --------------------------------------------------------------------------------
 
@@ -368,7 +371,7 @@ class ShardState:
             'version': self.version,
             'generation': self.generation,
             'seqs': {str(worker): member.seq for worker, member in self.members.items()},
-            'gone': [worker for worker, member in self.members.items() if member.gone],
+            'gone': sorted(self.gone),
         }
         return {'arrays': self.store.snapshot(), 'meta': meta}
 
@@ -386,11 +389,9 @@ class ShardState:
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
         self.generation = max(self.generation, int(meta['generation'])) + 1
-        self.pending, self.waiting = [], []
-        self.members = {
-            int(worker): Member(int(seq), present=False, gone=int(worker) in meta['gone'])
-            for worker, seq in meta['seqs'].items()
-        }
+        self.pending, self.waiting = {}, {}
+        self.gone = {int(worker) for worker in meta['gone']}
+        self.members = {int(w): Member(int(s), present=False) for w, s in meta['seqs'].items()}
         self.tickets = Tickets(self.tickets.bound)
         self._log('restored')
         return self._replies
