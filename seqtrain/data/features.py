@@ -256,6 +256,13 @@ class _Extractor:
         options.mel_opts.low_freq = config.low_freq
         options.mel_opts.high_freq = config.high_freq
         self._options, self._rate, self._vtln = options, rate, vtln
+        try:
+            knf.MelBanks(options.mel_opts, options.frame_opts, vtln)
+        except ValueError as error:
+            raise DataError(
+                f'There is no such filterbank at {rate} Hz ({error}): change num_mel_bins, '
+                'low_freq or high_freq.'
+            ) from None
 
     def __call__(self, samples: Float32[np.ndarray, ' n']) -> Float32[np.ndarray, 'T F']:
         if self._vtln != 1.0:

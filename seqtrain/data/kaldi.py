@@ -170,8 +170,13 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
 
 def _read_lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Splits every non-empty line into its id and the rest."""
-    with path.open(encoding='utf-8') as lines:
-        for line in lines:
-            if line.strip():
-                name, _, rest = line.strip().replace('\t', ' ').partition(' ')
-                yield name, rest.strip()
+    try:
+        content = path.read_text(encoding='utf-8')
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f'{path} is not UTF-8 text ({error.reason} at byte {error.start}).'
+        ) from None
+    for line in content.split('\n'):
+        if line.strip():
+            name, _, rest = line.strip().replace('\t', ' ').partition(' ')
+            yield name, rest.strip()

@@ -212,6 +212,21 @@ def test_unknown_normalisation_is_an_error():
         FeatureConfig(cmvn='global')
 
 
+def test_an_impossible_filterbank_is_an_error_that_says_what_to_change(make_utterance):
+    for changes in ({'high_freq': 5000.0}, {'num_mel_bins': 1000}, {'low_freq': 3999.0}):
+        with pytest.raises(DataError, match='no such filterbank at 8000 Hz'):
+            features.compute([make_utterance()], FeatureConfig(**changes))
+
+
+@pytest.mark.parametrize('vtln', [1.0, 0.9])
+def test_eighty_bands_at_8_khz_are_finite_and_all_alive(make_utterance, vtln):
+    config = FeatureConfig(num_mel_bins=80, cmvn='none')
+    (x,) = features.compute([make_utterance()], config, vtln=vtln).features
+    assert x.shape == (100, 80)
+    assert np.isfinite(x).all()
+    assert x.std(axis=0).min() > 0.1
+
+
 def test_half_an_hour_of_real_speech_takes_seconds(data_dir):
     records = list(kaldi.read_dir(data_dir / 'fsdd_unseen' / 'train'))
     start = time.process_time()

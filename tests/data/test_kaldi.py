@@ -128,3 +128,11 @@ def test_a_wrong_directory_is_an_error_at_the_call(tmp_path):
         kaldi.read_dir(tmp_path / 'absent')
     with pytest.raises(DataError, match=r'neither feats\.scp nor wav\.scp'):
         kaldi.read_dir(tmp_path)
+
+
+def test_a_list_in_another_encoding_is_an_error(make_kaldi_dir, make_audio, tmp_path):
+    (tmp_path / 'a.flac').write_bytes(make_audio())
+    folder = make_kaldi_dir({'wav.scp': 'a a.flac\n'})
+    (folder / 'text').write_bytes('a grün\n'.encode('latin-1'))
+    with pytest.raises(DataError, match='text is not UTF-8 text'):
+        list(kaldi.read_dir(folder))
