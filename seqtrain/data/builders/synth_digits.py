@@ -25,17 +25,17 @@ PAUSE_PROBABILITY = 0.2
 SPLITS = ('train', 'test')
 EVERY_NTH_VOICE_TESTS = 4
 
-# Voice variants that sound like a person; robots, whispers and effects are left out.
+# Voice variants that could be a person. Left out are robots, whispers, loud echoes, and vocal
+# tracts that nobody has: all formants a half higher, the first one halved, or no third.
 VARIANTS = (
-    'Alex', 'Alicia', 'Andrea', 'Andy', 'Annie', 'Denis', 'Diogo', 'Gene', 'Gene2', 'Henrique',
-    'Hugo', 'Jacky', 'Lee', 'Marco', 'Mario', 'Michael', 'Mike', 'Nguyen', 'RicishayMax',
-    'RicishayMax2', 'RicishayMax3', 'Storm', 'adam', 'anika', 'announcer', 'antonio', 'aunty',
+    'Alex', 'Andrea', 'Annie', 'Denis', 'Diogo', 'Gene', 'Gene2', 'Henrique', 'Hugo', 'Mario',
+    'Michael', 'Mike', 'Nguyen', 'Storm', 'adam', 'anika', 'announcer', 'antonio', 'aunty',
     'belinda', 'benjamin', 'boris', 'david', 'ed', 'edward', 'edward2', 'f1', 'f2', 'f3', 'f4',
     'f5', 'grandma', 'grandpa', 'gustave', 'ian', 'iven', 'iven2', 'iven3', 'iven4', 'john',
-    'kaukovalta', 'klatt', 'klatt2', 'klatt3', 'klatt4', 'klatt5', 'klatt6', 'linda', 'm1', 'm2',
-    'm3', 'm4', 'm5', 'm6', 'm7', 'm8', 'marcelo', 'max', 'michel', 'miguel', 'mike2', 'norbert',
-    'pablo', 'paul', 'pedro', 'quincy', 'rob', 'robert', 'sandro', 'shelby', 'steph', 'steph2',
-    'steph3', 'travis', 'victor', 'zac',
+    'klatt', 'klatt2', 'klatt3', 'klatt4', 'klatt5', 'klatt6', 'linda', 'm1', 'm2', 'm3', 'm4',
+    'm5', 'm6', 'm7', 'm8', 'marcelo', 'max', 'michel', 'miguel', 'mike2', 'norbert', 'pablo',
+    'paul', 'pedro', 'quincy', 'rob', 'robert', 'sandro', 'shelby', 'steph', 'steph2', 'steph3',
+    'victor',
 )  # fmt: skip
 ACCENTS = ('en-us', 'en-us-nyc', 'en-gb-scotland', 'en-gb-x-rp', 'en-gb-x-gbcwmd')
 
@@ -59,13 +59,13 @@ class SynthDigitsConfig(tfds.core.BuilderConfig):
 
 
 class SynthDigits(base.SpeechBuilder):
-    """Strings of 3 to 7 digits, 8 kHz, about 80 voices; test voices are not heard in training.
+    """Strings of 3 to 7 digits, 8 kHz, 73 voices; test voices are not heard in training.
 
     Every utterance is a function of its split and number alone. Phone alignments are exact, in
     the phones of the lexicon.
     """
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS: ClassVar = [
         SynthDigitsConfig(name='demo', description='the demo', num_train=400, num_test=100),
         SynthDigitsConfig(name='small', description='for tests', num_train=24, num_test=12),
