@@ -47,8 +47,32 @@ class Topology:
     blank: int | None = None
 
     @classmethod
-    def make(cls, kind: str, num_phones: int) -> Topology:
-        """Context-independent topology of `num_phones` phones; see the table above."""
+    def make(cls, kind: str, num_phones: int, *, loop_probability: float | None = None) -> Topology:
+        """Context-independent topology of `num_phones` phones; see the table above.
+
+        Args:
+          kind: 'chain', 'hmm1', 'hmm3' or 'ctc'.
+          num_phones: phones, silence included.
+          loop_probability: of staying in a state, if not the table's; of no meaning for CTC.
+
+        Raises:
+          ValueError: an unknown kind, or a probability that is not between 0 and 1.
+        """
+        topology = cls._by_table(kind, num_phones)
+        if loop_probability is None:
+            return topology
+        if kind == 'ctc' or not 0.0 < loop_probability < 1.0:
+            raise ValueError(
+                f'loop_probability={loop_probability} for {kind!r}: give 0 < p < 1, none for ctc.'
+            )
+        return dataclasses.replace(
+            topology,
+            loop_logprob=math.log(loop_probability),
+            leave_logprob=math.log1p(-loop_probability),
+        )
+
+    @classmethod
+    def _by_table(cls, kind: str, num_phones: int) -> Topology:
         phones = range(num_phones)
         pdfs: tuple[tuple[int, ...], ...]
         half = math.log(0.5)

@@ -31,6 +31,19 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
 
     if n < 1:
         raise ValueError(f'n={n}; ask for at least one.')
+    fst = word_fst(lattice)
+    paths = kaldifst.shortest_path(kaldifst.determinize(fst), n=n)
+    found = []
+    for path in kaldifst.convert_nbest_to_vector(paths):
+        _, _, labels, cost = kaldifst.get_linear_symbol_sequence(path)
+        found.append((tuple(lattice.words[label] for label in labels), -cost.value))
+    return sorted(found, key=lambda entry: -entry[1])
+
+
+def word_fst(lattice: Lattice):
+    """The lattice's word sequences as a `kaldifst.StdVectorFst`, costs −log, without epsilons."""
+    import kaldifst
+
     fst = kaldifst.StdVectorFst()
     for _ in range(lattice.num_states):
         fst.add_state()
@@ -47,12 +60,7 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
     for state in np.flatnonzero(np.isfinite(lattice.final)).tolist():
         fst.set_final(state, float(-lattice.final[state]))
     kaldifst.rmepsilon(fst)
-    paths = kaldifst.shortest_path(kaldifst.determinize(fst), n=n)
-    found = []
-    for path in kaldifst.convert_nbest_to_vector(paths):
-        _, _, labels, cost = kaldifst.get_linear_symbol_sequence(path)
-        found.append((tuple(lattice.words[label] for label in labels), -cost.value))
-    return sorted(found, key=lambda entry: -entry[1])
+    return fst
 
 
 def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:

@@ -89,3 +89,14 @@ def test_pdfs(kind, num_pdfs, phone_of_pdf):
 def test_unknown_topology():
     with pytest.raises(ValueError, match='choose chain, hmm1, hmm3 or ctc'):
         Topology.make('hmm5', 2)
+
+
+def test_loop_probability():
+    topology = Topology.make('hmm3', 2, loop_probability=0.9)
+    assert math.exp(topology.loop_logprob) + math.exp(topology.leave_logprob) == pytest.approx(1)
+    paths = enumerate_paths(expand(linear([0]), topology), 5)
+    weight = 2 * math.log(0.9) + 3 * math.log(0.1)
+    assert all(w == [pytest.approx(weight, abs=1e-5)] for w in paths.values())
+    for kind, probability in [('hmm1', 1.0), ('hmm1', 0.0), ('ctc', 0.5)]:
+        with pytest.raises(ValueError, match='loop_probability'):
+            Topology.make(kind, 2, loop_probability=probability)
