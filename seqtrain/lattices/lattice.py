@@ -76,6 +76,29 @@ class Lattice:
         """Mean number of arcs that carry a pdf, per frame."""
         return float((self.pdf >= 0).sum() / max(1, self.num_frames))
 
+    def depths(self) -> np.ndarray:
+        """i64[S]: arcs on the longest epsilon path that ends in each state."""
+        depth = np.zeros(self.num_states, np.int64)
+        epsilon = np.flatnonzero(self.time[self.src] == self.time[self.dst])
+        src, dst = self.src[epsilon], self.dst[epsilon]
+        for _ in range(self.num_states + 1):
+            deeper = np.zeros_like(depth)
+            np.maximum.at(deeper, dst, depth[src] + 1)
+            if (deeper <= depth).all():
+                return depth
+            depth = np.maximum(depth, deeper)
+        raise LatticeError('The lattice has a cycle of epsilon arcs.')
+
+    def layers(self) -> list[np.ndarray]:
+        """Arc indices in groups that can be worked at once: none leads to its own group's sources.
+
+        In topological order, by time and epsilon depth of the source.
+        """
+        depth = self.depths()
+        layer = (self.time.astype(np.int64) * (int(depth.max()) + 1) + depth)[self.src]
+        order = np.argsort(layer, kind='stable')
+        return np.split(order, np.flatnonzero(np.diff(layer[order])) + 1)
+
     def validate(self, num_pdfs: int | None = None) -> Lattice:
         """Checks order, times and labels; returns self.
 
@@ -137,15 +160,12 @@ class Lattice:
         """
         forward = np.zeros(self.num_states, bool)
         forward[0] = True
-        for arcs in _groups(self.src):
-            if forward[self.src[arcs.start]]:
-                forward[self.dst[arcs][keep[arcs]]] = True
-        order = np.argsort(self.dst, kind='stable')
         useful = np.isfinite(self.final)
-        for group in reversed(_groups(self.dst[order])):
-            entering = order[group]
-            if useful[self.dst[entering[0]]]:
-                useful[self.src[entering[keep[entering]]]] = True
+        layers = [arcs[keep[arcs]] for arcs in self.layers()]
+        for arcs in layers:
+            forward[self.dst[arcs[forward[self.src[arcs]]]]] = True
+        for arcs in reversed(layers):
+            useful[self.src[arcs[useful[self.dst[arcs]]]]] = True
         states = forward & useful
         if not states[0]:
             raise LatticeError('No path of the lattice is left.')
@@ -217,12 +237,3 @@ def _epsilon_arcs(lattice: Lattice, weight: np.ndarray) -> dict[int, list[tuple[
             (int(lattice.dst[arc]), float(weight[arc]))
         )
     return out
-
-
-def _groups(sorted_values: np.ndarray) -> list[slice]:
-    """Slices of equal values in a sorted array."""
-    if not len(sorted_values):
-        return []
-    starts = np.flatnonzero(np.diff(sorted_values, prepend=sorted_values[0] - 1))
-    ends = np.append(starts[1:], len(sorted_values))
-    return [slice(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]

@@ -55,7 +55,7 @@ def path_sums(
     alpha = np.full(lattice.num_states, NEG_INF)
     alpha[0] = 0.0
     beta = final.copy()
-    layers = _layers(lattice)
+    layers = lattice.layers()
     for arcs in layers:
         src, dst = lattice.src[arcs], lattice.dst[arcs]
         plus.at(alpha, dst, alpha[src] + weight[arcs])  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ def topological(lattice: Lattice, start: int = 0) -> Lattice:
     Raises:
       LatticeError: a cycle of epsilon arcs.
     """
-    depth = _depths(lattice.time, lattice.src, lattice.dst)
+    depth = lattice.depths()
     order = np.lexsort((np.arange(lattice.num_states) != start, depth, lattice.time))
     number = np.argsort(order)
     by_src = np.argsort(number[lattice.src], kind='stable')
@@ -157,29 +157,6 @@ def topological(lattice: Lattice, start: int = 0) -> Lattice:
         dst=number[lattice.dst][by_src],
         **{name: getattr(lattice, name)[by_src] for name in columns},
     )
-
-
-def _depths(time: np.ndarray, src: np.ndarray, dst: np.ndarray) -> np.ndarray:
-    """Longest epsilon path that ends in each state."""
-    depth = np.zeros(len(time), np.int64)
-    epsilon = np.flatnonzero(time[src] == time[dst])
-    for _ in range(len(time) + 1):
-        deeper = np.zeros_like(depth)
-        np.maximum.at(deeper, dst[epsilon], depth[src[epsilon]] + 1)
-        if (deeper <= depth).all():
-            return depth
-        depth = np.maximum(depth, deeper)
-    raise LatticeError('The lattice has a cycle of epsilon arcs.')
-
-
-def _layers(lattice: Lattice) -> list[np.ndarray]:
-    """Arc indices in groups that can be worked at once: none leads into its own group's sources."""
-    depth = _depths(lattice.time, lattice.src, lattice.dst)
-    layer = lattice.time.astype(np.int64) * (int(depth.max()) + 1) + depth
-    of_arc = layer[lattice.src]
-    order = np.argsort(of_arc, kind='stable')
-    bounds = np.flatnonzero(np.diff(of_arc[order])) + 1
-    return np.split(order, bounds)
 
 
 def best_arcs(lattice: Lattice, sums: PathSums) -> np.ndarray:

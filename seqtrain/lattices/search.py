@@ -93,6 +93,13 @@ class SearchGraph:
     def num_states(self) -> int:
         return len(self.final)
 
+    @functools.cached_property
+    def epsilon_sources(self) -> list[np.ndarray]:
+        """States with epsilon arcs, in groups of rising level: no group leads into itself."""
+        sources = np.unique(self.epsilon.src)
+        level = self.level[sources]
+        return [sources[level == depth] for depth in range(int(level.max(initial=-1)) + 1)]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arcs:
@@ -169,11 +176,10 @@ def search(
 def _forward(graph: SearchGraph, scaled, beam: float, max_active: int) -> list[_Frame]:
     alpha = np.full(graph.num_states, _NONE)
     alpha[graph.start] = 0.0
-    states = np.array([graph.start])
     result = []
     for scores in [*scaled, None]:
-        states = _pass_epsilons(graph, alpha, states)
-        states = _prune(alpha, states, beam, max_active)
+        _pass_epsilons(graph, alpha)
+        states = _prune(alpha, beam, max_active)
         values = alpha[states]
         alpha[:] = _NONE
         alpha[states] = values
@@ -193,24 +199,20 @@ def _forward(graph: SearchGraph, scaled, beam: float, max_active: int) -> list[_
         result.append(_Frame(states, values, epsilon, arcs))
         alpha[:] = _NONE
         np.maximum.at(alpha, graph.emitting.dst[arcs], reached)
-        states = np.unique(graph.emitting.dst[arcs])
     return result
 
 
-def _pass_epsilons(graph: SearchGraph, alpha: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Carries `alpha` along epsilon arcs, in place; returns all states reached."""
-    frontier, found = states, [states]
-    while len(arcs := graph.epsilon.leaving(frontier)):
-        dst = graph.epsilon.dst[arcs]
+def _pass_epsilons(graph: SearchGraph, alpha: np.ndarray) -> None:
+    """Carries `alpha` along epsilon arcs, in place, the arcs of shallow states first."""
+    for states in graph.epsilon_sources:
+        arcs = graph.epsilon.leaving(states[alpha[states] > _NONE])
         value = alpha[graph.epsilon.src[arcs]] + graph.epsilon.weight[arcs]
-        better = value > alpha[dst]
-        np.maximum.at(alpha, dst[better], value[better])
-        frontier = np.unique(dst[better])
-        found.append(frontier)
-    return np.unique(np.concatenate(found))
+        np.maximum.at(alpha, graph.epsilon.dst[arcs], value)
 
 
-def _prune(alpha: np.ndarray, states: np.ndarray, beam: float, max_active: int) -> np.ndarray:
+def _prune(alpha: np.ndarray, beam: float, max_active: int) -> np.ndarray:
+    """States within the beam of the best one, at most `max_active` (and equals of the last)."""
+    states = np.flatnonzero(alpha > _NONE)
     values = alpha[states]
     threshold = np.max(values, initial=NEG_INF) - beam
     if len(values) > max_active:
