@@ -23,9 +23,10 @@ def set_up(num_replicas: int, cache_dir: str = '') -> None:
     Call it before anything touches a device; later calls change nothing but the cache. Each host
     device compiles a program for itself; the cache turns all but the first into a look-up.
     """
-    folder = cache_root(cache_dir) / 'jax'
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+    if jax.config.values['jax_compilation_cache_dir'] is None:
+        folder = cache_root(cache_dir) / 'jax'
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
     try:

@@ -69,7 +69,10 @@ class Evaluator:
         self._features, self._references = features, references
         self._recognizers, self._workdir = recognizers, workdir
         self.skipped: tuple[Skipped, ...] = features.skipped
-        self.scores: list[Score] = []
+        self.scores: list[Score] = [
+            Score(**json.loads(file.read_text()))
+            for file in sorted(workdir.sub('decode').glob('*/score.json'))
+        ]
 
     @classmethod
     def make(
@@ -92,14 +95,14 @@ class Evaluator:
 
     def score(self, model: str, params: Any) -> None:
         """Decodes the test set with these parameters and adds to `scores`."""
+        known = {(score.model, score.unit) for score in self.scores}
         for unit, references in self._references.items():
+            if (model, unit) in known:
+                continue
             folder = self._workdir.sub('decode') / f'{model}-{unit}'
             folder.mkdir(exist_ok=True)
-            if (folder / 'score.json').exists():
-                score = Score(**json.loads((folder / 'score.json').read_text()))
-            else:
-                score = self._decode(model, unit, params, references)
-                (folder / 'score.json').write_text(json.dumps(dataclasses.asdict(score)) + '\n')
+            score = self._decode(model, unit, params, references)
+            (folder / 'score.json').write_text(json.dumps(dataclasses.asdict(score)) + '\n')
             self.scores.append(score)
             logger.info('%s %s error rate: %s', model, unit, _line(score))
 

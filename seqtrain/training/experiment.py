@@ -6,6 +6,7 @@ that it stands in, from the update that it stands at → what follows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -68,23 +69,30 @@ class Experiment:
         self.batcher = assembly.batcher(config, self.data)
         self.denominator = jax.device_get(ops.pack(self.data.denominator))
         self.devices = devices.replica_devices(config.exchange.num_replicas)
-        self.checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
-        position = self.checkpoints.latest()
-        self.monitor = Monitor(
-            workdir.path,
-            sum(stage.updates for stage in self.stages),
-            resume_at=position.updates if position else 0,
-            quiet=quiet,
-        )
         self.book = self._lease_book()
         self.gate = CompileGate()
-        self._align = steps.make_align(self.network)
-        self._steps: dict[str, Any] = {}
-        self._stage = position.stage if position else 0
-        self._completed = position.completed if position else 0
         self.labels: list[np.ndarray] = []
         self.log_prior = np.zeros(0, np.float32)
+        self._align = steps.make_align(self.network)
+        self._steps: dict[str, Any] = {}
+        with contextlib.ExitStack() as resources:
+            self._open(params, resources, quiet)
+            self._resources = resources.pop_all()  # kept open, unless something failed above
+
+    def _open(self, params: Any, resources: contextlib.ExitStack, quiet: bool) -> None:
+        """Checkpoints, monitor and server, at the position where the run stands."""
+        folder = self.workdir.sub('checkpoints')
+        self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep)
+        resources.callback(self.checkpoints.close)
+        position = self.checkpoints.latest()
+        self._stage = position.stage if position else 0
+        self._completed = position.completed if position else 0
+        total = sum(stage.updates for stage in self.stages)
+        done = position.updates if position else 0
+        self.monitor = Monitor(self.workdir.path, total, resume_at=done, quiet=quiet)
+        resources.callback(self.monitor.close)
         self.server = self._server(params)
+        resources.callback(self.server.close)
         self._restore(position)
 
     def train(self) -> None:
@@ -104,9 +112,8 @@ class Experiment:
         return result
 
     def close(self) -> None:
-        self.server.close()
-        self.monitor.close()
-        self.checkpoints.close()
+        """Frees everything; idempotent."""
+        self._resources.close()
 
     # -- stages -----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
@@ -77,7 +78,8 @@ def run_stage(
         except BaseException as error:
             errors.append(error)
             desk.stop()
-            server.expire(number)  # nobody waits for it any more
+            with contextlib.suppress(ExchangeError):  # the server may be what is gone
+                server.expire(number)  # nobody waits for it any more
         finally:
             running.discard(number)
             monitor.wake()

@@ -1,0 +1,33 @@
+"""A tiny experiment that every test of training shares: a few spoken digit strings."""
+
+import pytest
+
+from seqtrain.training import config as config_lib
+
+
+def tiny_config(cache_dir, **changes):
+    """Seconds long: 24 utterances, 16 hidden units, 14 updates. Dots in names are section dots."""
+    config = config_lib.default()
+    config.name = 'tiny'
+    config.data.corpus = 'synth_digits/small'
+    config.data.cache_dir = str(cache_dir)
+    config.data.batch_size = 6
+    config.data.num_buckets = 1
+    config.model.num_hidden = 16
+    config.exchange.num_replicas = 2
+    config.bootstrap.rounds = 2
+    config.bootstrap.updates = 4
+    config.mmi.updates = 6
+    config.checkpoint.every_updates = 4
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    return config
+
+
+@pytest.fixture(scope='session')
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture
+def make_config(cache_dir):
+    return lambda **changes: tiny_config(cache_dir, **changes)
