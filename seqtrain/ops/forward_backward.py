@@ -46,7 +46,7 @@ def log_partition(
     Raises:
       ValueError: shapes that do not fit, a negative leaky, an unknown backend.
     """
-    _check(scores, lengths, graph, leaky, backend)
+    check(scores, lengths, graph, leaky, backend)
     return _log_partition(scores, lengths, graph, float(leaky), backend)
 
 
@@ -70,7 +70,7 @@ def occupancies(
     Raises:
       ValueError: as in `log_partition`.
     """
-    _check(scores, lengths, graph, leaky, backend)
+    check(scores, lengths, graph, leaky, backend)
     return _occupancies(scores, lengths, graph, float(leaky), backend)
 
 
@@ -111,11 +111,7 @@ def _run(scores, lengths, graph: Graph, leaky: float, backend: str):
 
 
 def _xla(scores, lengths, graph: Graph, leaky: float):
-    valid = jnp.arange(scores.shape[1]) < lengths[:, None]
-    clean, broken = _clean(scores, valid)
-    # Shorter than the shortest path: known to be infeasible, not worth a redo.
-    hopeless = (lengths < graph.min_frames) & ~(leaky > 0)
-    lengths = jnp.where(broken | hopeless, 0, lengths)
+    clean, lengths, broken, hopeless = sift(scores, lengths, graph, leaky)
     log_z, gamma, trusted = scaled.forward_backward(clean, lengths, graph, leaky)
     redo = ~trusted & ~broken & ~hopeless
 
@@ -138,14 +134,28 @@ _kernel = dispatch.Kernel(
 )
 
 
-def _clean(scores, valid):
+def sift(scores, lengths, graph: Graph, leaky: float):
+    """What the portable recursions may see.
+
+    Returns:
+      scores without NaN and +inf; lengths, 0 where the utterance is out; bool[B] broken, a valid
+      frame held NaN or +inf; bool[B] hopeless, shorter than the graph's shortest path.
+    """
+    valid = jnp.arange(scores.shape[1]) < lengths[:, None]
+    clean, broken = cleaned(scores, valid)
+    hopeless = (lengths < graph.min_frames) & ~(leaky > 0)
+    return clean, jnp.where(broken | hopeless, 0, lengths), broken, hopeless
+
+
+def cleaned(scores, valid):
     """Scores without NaN and +inf; and bool[B], whether a valid frame had one."""
     bad = jnp.isnan(scores) | (scores == jnp.inf)
     broken = (bad & valid[:, :, None]).any((1, 2))
     return jnp.where(bad | ~valid[:, :, None] | broken[:, None, None], 0.0, scores), broken
 
 
-def _check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
+def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
+    """Raises ValueError with a sentence where arguments do not fit together."""
     if scores.ndim != 3 or lengths.shape != scores.shape[:1]:
         raise ValueError(
             f'scores must be [B, T, P] and lengths [B]; got {scores.shape} and {lengths.shape}.'

@@ -34,7 +34,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     frames = view.frames_first(scores)
     active = jnp.arange(scores.shape[1])[:, None] < lengths
     weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
-    shape = _state_shape(view)
+    shape = state_shape(view)
 
     def arcs_out(frame, beta):
         return weight + view.take(frame, graph.pdf) + view.take(beta, graph.dst)
@@ -42,29 +42,29 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     def backward(carry, step):
         beta, log_scale = carry
         frame, active_t = step
-        post = _sum_at(view, arcs_out(frame, beta), graph.src)
-        top = _finite(view.largest(post))
+        post = sum_at(view, arcs_out(frame, beta), graph.src)
+        top = finite(view.largest(post))
         post = post - view.spread(top)
-        pre = _leak_backward(view, post, initial, leaky)
+        pre = leak_backward(view, post, initial, leaky)
         keep = view.spread(active_t)
         after = (jnp.where(keep, pre, beta), log_scale + jnp.where(active_t, top, 0.0))
         # A frame before the end uses what this step made; `beta` is what its arcs lead to.
         return after, (beta, jnp.where(keep, post, beta), jnp.where(active_t, top, 0.0))
 
     last_post = jnp.broadcast_to(final, shape)
-    last_pre = _leak_backward(view, last_post, initial, leaky)
+    last_pre = leak_backward(view, last_post, initial, leaky)
     carry = (last_pre, jnp.zeros(scores.shape[0], scores.dtype))
     (first, log_scale), (target, post, top) = jax.lax.scan(
         backward, carry, (frames, active), reverse=True
     )
     start = initial + first
-    log_z = _sum_states(view, start)
-    flow = jnp.exp(_minus(start, view.spread(_finite(log_z))))
+    log_z = sum_states(view, start)
+    flow = jnp.exp(minus(start, view.spread(finite(log_z))))
 
     def forward(flow, step):
         frame, active_t, target_t, post_t, top_t = step
         flow_post = _flow_leak(view, flow, post_t, initial, leaky)
-        share = _minus(arcs_out(frame, target_t) - view.spread(top_t), view.take(post_t, graph.src))
+        share = minus(arcs_out(frame, target_t) - view.spread(top_t), view.take(post_t, graph.src))
         moved = view.take(flow_post, graph.src) * jnp.exp(share)
         keep = view.spread(active_t)
         moved = jnp.where(keep, moved, 0.0)
@@ -77,38 +77,42 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     return log_z + log_scale, view.utterances_first(gamma)
 
 
-def _state_shape(view: layout.Layout):
+def state_shape(view: layout.Layout):
+    """Shape of an array over states and utterances."""
     states, batch = view.graph.num_states, view.num_utterances
     return (batch, states) if view.graph.batched else (states, batch)
 
 
-def _finite(x):
+def finite(x):
+    """x with 0 in place of infinities: what may be subtracted safely."""
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-def _minus(x, y):
+def minus(x, y):
     """x − y, −inf wherever x is −inf (so that −inf − −inf is not NaN)."""
-    return jnp.where(x == -jnp.inf, -jnp.inf, x - _finite(y))
+    return jnp.where(x == -jnp.inf, -jnp.inf, x - finite(y))
 
 
-def _sum_at(view: layout.Layout, values, index):
+def sum_at(view: layout.Layout, values, index):
     """log Σ exp by index, −inf where nothing arrives."""
-    top = _finite(view.max_at(values, index, view.graph.num_states))
+    top = finite(view.max_at(values, index, view.graph.num_states))
     shifted = jnp.exp(values - view.take(top, index))
     total = view.add_at(shifted, index, view.graph.num_states)
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
 
 
-def _sum_states(view: layout.Layout, x):
-    top = _finite(view.largest(x))
+def sum_states(view: layout.Layout, x):
+    """log Σ exp over states -> [B]."""
+    top = finite(view.largest(x))
     total = view.total(jnp.exp(x - view.spread(top)))
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
 
 
-def _leak_backward(view: layout.Layout, post, initial, leaky: float):
+def leak_backward(view: layout.Layout, post, initial, leaky: float):
+    """β before the leak of a frame boundary from β after it."""
     if not leaky:
         return post
-    leak = _sum_states(view, post + initial) + math.log(leaky)
+    leak = sum_states(view, post + initial) + math.log(leaky)
     return jnp.logaddexp(post, view.spread(leak))
 
 
@@ -117,9 +121,9 @@ def _flow_leak(view: layout.Layout, flow, post, initial, leaky: float):
     if not leaky:
         return flow
     start = post + initial
-    whole = _sum_states(view, start)
+    whole = sum_states(view, start)
     leak = view.spread(whole + math.log(leaky))
     pre = jnp.logaddexp(post, leak)
-    stay = flow * jnp.exp(_minus(post, pre))
-    left = view.total(flow * jnp.exp(_minus(leak, pre)))
-    return stay + view.spread(left) * jnp.exp(_minus(start, view.spread(whole)))
+    stay = flow * jnp.exp(minus(post, pre))
+    left = view.total(flow * jnp.exp(minus(leak, pre)))
+    return stay + view.spread(left) * jnp.exp(minus(start, view.spread(whole)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import layout
+from seqtrain.ops import forward_backward, layout
 from seqtrain.ops.graph import Graph
 from seqtrain.types import Labels, Lengths, PerUtterance, Scores
 
@@ -30,18 +30,14 @@ def viterbi(scores: Scores, lengths: Lengths, graph: Graph) -> tuple[PerUtteranc
     Raises:
       ValueError: shapes that do not fit.
     """
-    from seqtrain.ops import forward_backward
-
-    forward_backward._check(scores, lengths, graph, 0.0, 'auto')
+    forward_backward.check(scores, lengths, graph, 0.0, 'auto')
     return _viterbi(jax.lax.stop_gradient(scores), lengths, graph)
 
 
 @jax.jit
 def _viterbi(scores, lengths, graph: Graph):
-    from seqtrain.ops import forward_backward
-
     active = jnp.arange(scores.shape[1]) < lengths[:, None]
-    scores, broken = forward_backward._clean(scores, active)
+    scores, broken = forward_backward.cleaned(scores, active)
     broken = broken | layout.outside(graph, scores.shape[2])
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
     score, last, arcs = _best_arcs(view, view.frames_first(scores), active.T)

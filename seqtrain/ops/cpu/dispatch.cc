@@ -7,10 +7,10 @@
 
 namespace seqtrain {
 
-#define SEQTRAIN_DECLARE(isa)                \
-  namespace isa {                            \
-  void Partition(Job* job, int lanes);       \
-  void Expectation(Job* job, int lanes);     \
+#define SEQTRAIN_DECLARE(isa)                                   \
+  namespace isa {                                               \
+  void Partition(Job* job, int lanes, const Fork* fork);        \
+  void Expectation(Job* job, int lanes, const Fork* fork);      \
   }
 SEQTRAIN_DECLARE(base)
 #if defined(__x86_64__)

@@ -48,11 +48,11 @@ bool Hopeless(const Batch& batch, const GraphView& graph, int32_t b) {
   return batch.lengths[b] < graph.min_frames && !(batch.leaky > 0);
 }
 
-void RunJob(Job* job, int lanes) {
+void RunJob(Job* job, int lanes, const Fork* fork) {
   const Batch& batch = *job->batch;
   const Kernels& kernels = BestKernels();
   Arena::OfThisThread().Reset();
-  (batch.accuracy ? kernels.expectation : kernels.partition)(job, lanes);
+  (batch.accuracy ? kernels.expectation : kernels.partition)(job, lanes, fork);
   for (int l = 0; l < job->num_lanes; ++l) {
     const bool redo = job->verdict[l] == Verdict::kRedo || job->plan->wide;
     if (job->verdict[l] == Verdict::kBroken) {
@@ -80,13 +80,18 @@ void RunShared(const Batch& batch, const GraphView& graph, Pool& pool) {
                    [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
   const int64_t count = order.size();
   const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()));
-  ParallelFor(pool, (count + lanes - 1) / lanes, [&](int64_t i) {
+  const int64_t jobs = (count + lanes - 1) / lanes;
+  const Fork fork{&pool, [](void* pool, int64_t count, void (*task)(void*, int64_t), void* context) {
+                    ParallelFor(*static_cast<Pool*>(pool), count,
+                                [=](int64_t i) { task(context, i); });
+                  }};
+  ParallelFor(pool, jobs, [&](int64_t i) {
     Job job;
     job.batch = &batch;
     job.plan = &plan;
     job.num_lanes = static_cast<int>(std::min<int64_t>(lanes, count - i * lanes));
     std::copy_n(order.begin() + i * lanes, job.num_lanes, job.lane);
-    RunJob(&job, lanes);
+    RunJob(&job, lanes, jobs == 1 ? &fork : nullptr);
   });
 }
 
@@ -108,7 +113,7 @@ void RunEach(const Batch& batch, const std::vector<GraphView>& graphs, Pool& poo
     job.plan = &plan;
     job.num_lanes = 1;
     job.lane[0] = b;
-    RunJob(&job, 1);
+    RunJob(&job, 1, nullptr);
   });
 }
 

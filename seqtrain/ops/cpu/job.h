@@ -37,8 +37,15 @@ struct Job {
   Verdict verdict[kMaxLanes];
 };
 
-// Runs a job with `lanes` in {1, 4, 8, 16}, at least job->num_lanes.
-using Kernel = void (*)(Job* job, int lanes);
+// Runs task(context, 0) ... task(context, count - 1) on the threads of a pool; see parallel.h.
+struct Fork {
+  void* pool;
+  void (*run)(void* pool, int64_t count, void (*task)(void* context, int64_t), void* context);
+};
+
+// Runs a job with `lanes` in {1, 4, 8, 16}, at least job->num_lanes. `fork`, unless null, offers
+// threads for one small job.
+using Kernel = void (*)(Job* job, int lanes, const Fork* fork);
 
 struct Kernels {
   const char* name;

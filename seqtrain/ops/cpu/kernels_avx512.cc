@@ -21,8 +21,8 @@ namespace {
 
 }  // namespace
 
-void Partition(Job* job, int lanes) { RunJob<false>(job, lanes); }
-void Expectation(Job* job, int lanes) { RunJob<true>(job, lanes); }
+void Partition(Job* job, int lanes, const Fork* fork) { RunJob<false>(job, lanes, fork); }
+void Expectation(Job* job, int lanes, const Fork* fork) { RunJob<true>(job, lanes, fork); }
 
 }  // namespace avx512
 }  // namespace seqtrain

@@ -1,6 +1,7 @@
 // Builds a Plan from a GraphView in O(A + S + P).
 #include "plan.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace seqtrain {
@@ -49,29 +50,41 @@ std::vector<int32_t> KeptArcs(Plan* plan, std::vector<int32_t>* compact, int64_t
   return kept;
 }
 
-// Group of every kept arc (they are sorted by dst, then pdf).
-std::vector<int32_t> GroupArcs(Plan* plan, const std::vector<int32_t>& kept,
-                               const std::vector<int32_t>& compact) {
-  const GraphView& g = plan->graph;
-  std::vector<int32_t> group(kept.size());
-  plan->group_dst.clear();
-  plan->group_pdf.clear();
+// Forward row of every kept arc (arcs are sorted by dst, then pdf) and the first arc of every row.
+void FindRows(const GraphView& g, const std::vector<int32_t>& kept, bool by_pdf,
+              std::vector<int32_t>* row, std::vector<int32_t>* first) {
+  row->resize(kept.size());
+  first->clear();
   for (size_t i = 0; i < kept.size(); ++i) {
     const int32_t a = kept[i], b = i ? kept[i - 1] : 0;
-    if (i == 0 || g.dst[a] != g.dst[b] || g.pdf[a] != g.pdf[b]) {
-      plan->group_dst.push_back(g.dst[a]);
-      plan->group_pdf.push_back(compact[g.pdf[a]]);
-    }
-    group[i] = static_cast<int32_t>(plan->group_dst.size()) - 1;
+    if (i == 0 || g.dst[a] != g.dst[b] || (by_pdf && g.pdf[a] != g.pdf[b]))
+      first->push_back(static_cast<int32_t>(i));
+    (*row)[i] = static_cast<int32_t>(first->size()) - 1;
   }
-  return group;
 }
 
-// begin[r]..begin[r + 1] over sorted or unsorted keys.
-void CountRows(const std::vector<int32_t>& key, int64_t rows, std::vector<int32_t>* begin) {
-  begin->assign(rows + 1, 0);
-  for (int32_t k : key) ++(*begin)[k + 1];
-  for (int64_t r = 0; r < rows; ++r) (*begin)[r + 1] += (*begin)[r];
+// Renumbers rows 0..count−1 by falling number of members, empty rows left out (−1). Fills begin;
+// returns the old number of every new row.
+std::vector<int32_t> SortRows(std::vector<int32_t>* key, int64_t count,
+                              std::vector<int32_t>* begin) {
+  std::vector<int32_t> size(count, 0);
+  for (int32_t k : *key) ++size[k];
+  int32_t longest = 0;
+  for (int32_t n : size) longest = std::max(longest, n);
+  std::vector<int32_t> place(longest + 2, 0);  // rows that are longer than n
+  for (int32_t n : size) ++place[longest - n + 1];
+  for (int32_t n = 0; n <= longest; ++n) place[n + 1] += place[n];
+  const int64_t filled = place[longest];
+  std::vector<int32_t> old(filled), fresh(count, -1);
+  for (int64_t r = 0; r < count; ++r) {
+    if (size[r] == 0) continue;
+    fresh[r] = place[longest - size[r]]++;
+    old[fresh[r]] = static_cast<int32_t>(r);
+  }
+  begin->assign(filled + 1, 0);
+  for (int64_t r = 0; r < filled; ++r) (*begin)[r + 1] = (*begin)[r] + size[old[r]];
+  for (int32_t& k : *key) k = fresh[k];
+  return old;
 }
 
 }  // namespace
@@ -81,34 +94,43 @@ void Plan::Build(const GraphView& view, int64_t num_pdfs) {
   num_states = static_cast<int>(view.num_states);
   wide = outside = false;
   CopyStates(this);
-  std::vector<int32_t> compact;
+  std::vector<int32_t> compact, row, first;
   const std::vector<int32_t> kept = KeptArcs(this, &compact, num_pdfs);
   const size_t arcs = kept.size();
-  std::vector<int32_t> group = GroupArcs(this, kept, compact);
-  CountRows(group_dst, num_states, &state_begin);
-  grouped = static_cast<double>(group_dst.size()) <= kMaxGroupsPerState * num_states;
-  num_groups = grouped ? static_cast<int>(group_dst.size()) : num_states;
+  FindRows(view, kept, true, &row, &first);
+  grouped = static_cast<double>(first.size()) <= kMaxGroupsPerState * num_states;
+  if (!grouped) FindRows(view, kept, false, &row, &first);
 
-  std::vector<int32_t> key(arcs), source(arcs);
+  const std::vector<int32_t> old = SortRows(&row, first.size(), &into_begin);
+  num_into = static_cast<int>(old.size());
+  into_state.resize(num_into);
+  row_pdf.resize(num_into);
+  std::vector<char> entered(num_states, 0);
+  exclusive = true;
+  for (int r = 0; r < num_into; ++r) {
+    const int32_t a = kept[first[old[r]]];
+    into_state[r] = view.dst[a];
+    row_pdf[r] = compact[view.pdf[a]];
+    exclusive &= !entered[view.dst[a]];
+    entered[view.dst[a]] = 1;
+  }
+
+  std::vector<int32_t> source(arcs);
+  for (size_t i = 0; i < arcs; ++i) source[i] = view.src[kept[i]];
+  from_state = SortRows(&source, num_states, &from_begin);
+  num_from = static_cast<int>(from_state.size());
   into.resize(arcs);
+  from.resize(arcs);
+  into_pdf.resize(grouped ? 0 : arcs);
+  from_pdf.resize(grouped ? 0 : arcs);
+  std::vector<int32_t> next_into(into_begin), next_from(from_begin);
   for (size_t i = 0; i < arcs; ++i) {
     const int32_t a = kept[i];
-    key[i] = grouped ? group[i] : view.dst[a];
-    source[i] = view.src[a];
-    into[i] = {std::exp(view.weight[a]), static_cast<uint32_t>(view.src[a])};
-  }
-  CountRows(key, num_groups, &into_begin);
-  CountRows(source, num_states, &from_begin);
-  std::vector<int32_t> next(from_begin.begin(), from_begin.end() - 1);
-  from.resize(arcs);
-  if (!grouped) {
-    into_pdf.resize(arcs);
-    from_pdf.resize(arcs);
-  }
-  for (size_t i = 0; i < arcs; ++i) {
-    const int32_t place = next[source[i]]++;
-    from[place] = {into[i].prob, static_cast<uint32_t>(key[i])};
-    if (!grouped) into_pdf[i] = from_pdf[place] = compact[view.pdf[kept[i]]];
+    const float prob = std::exp(view.weight[a]);
+    const int32_t in = next_into[row[i]]++, out = next_from[source[i]]++;
+    into[in] = {prob, static_cast<uint32_t>(view.src[a])};
+    from[out] = {prob, static_cast<uint32_t>(grouped ? row[i] : view.dst[a])};
+    if (!grouped) into_pdf[in] = from_pdf[out] = compact[view.pdf[a]];
   }
 }
 

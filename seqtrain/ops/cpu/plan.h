@@ -32,24 +32,29 @@ struct Step {
   uint32_t row;
 };
 
-// Arcs that share (dst, pdf) form a group. `grouped`: sums over a group's arcs are taken before the
-// score enters, and backward steps lead to groups. Otherwise every arc looks up its own score.
+// Rows are the units of the recursions. Forward: a row is a group of arcs that share (dst, pdf), whose
+// sum is taken before the score enters; or, where that would make many more rows than states
+// (`grouped` false), a state with all its arcs, each of which looks up its own score. Backward: a row
+// is a state with its outgoing arcs. Rows are sorted by their number of arcs, so that the branches of
+// the inner loops are predictable.
 struct Plan {
   GraphView graph;
   bool grouped = true;
+  bool exclusive = true;  // no state is the destination of two rows
   bool wide = false;      // a weight beyond kMaxRange: log domain only
   bool outside = false;   // an arc names a pdf for which there are no scores
   int num_states = 0;
-  int num_groups = 0;               // rows of `into`; states where not grouped
+  int num_into = 0;                 // forward rows
+  int num_from = 0;                 // backward rows
   std::vector<int32_t> used;        // pdfs that occur, ascending
-  std::vector<int32_t> state_begin; // [S + 1], groups of every state
-  std::vector<int32_t> group_pdf;   // [G], index into `used`
-  std::vector<int32_t> group_dst;   // [G]
-  std::vector<int32_t> into_begin;  // [rows + 1], arcs of every group (or state)
+  std::vector<int32_t> into_begin;  // [num_into + 1]
+  std::vector<int32_t> into_state;  // [num_into], destination
+  std::vector<int32_t> row_pdf;     // [num_into], index into `used`; only where grouped
   std::vector<Step> into;           // [A], row = source state
   std::vector<int32_t> into_pdf;    // [A], index into `used`; only where not grouped
-  std::vector<int32_t> from_begin;  // [S + 1], arcs out of every state
-  std::vector<Step> from;           // [A], row = group (or destination state)
+  std::vector<int32_t> from_begin;  // [num_from + 1]
+  std::vector<int32_t> from_state;  // [num_from], source
+  std::vector<Step> from;           // [A], row = forward row where grouped, else destination state
   std::vector<int32_t> from_pdf;    // [A], only where not grouped
   std::vector<int32_t> starts;      // states with an initial weight
   std::vector<float> initial;       // [S], probabilities

@@ -1,0 +1,145 @@
+"""Expected accuracy and its gradient in the log domain: the `xla` backend of the expectation pass.
+
+Probability and first moment travel together; nothing is differentiated twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from seqtrain.ops import layout
+from seqtrain.ops.graph import Graph
+from seqtrain.ops.log_domain import (
+    finite,
+    leak_backward,
+    minus,
+    state_shape,
+    sum_at,
+    sum_states,
+)
+
+
+def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
+    """E[A] and ∂E[A]/∂scores for A(π) = Σ_t accuracy[t, pdf_t].
+
+    Backwards, with the conditional probabilities q(arc) = exp(w + score + β_{t+1}(d) − β_t(s)):
+    future_t(s) = Σ_{arcs s→d} q (accuracy − c_t + future_{t+1}(d)), where the constant c_t makes
+    the β-weighted mean of future_t zero, so that no large numbers are subtracted later. Forwards,
+    flow and past (Σ of flow · accuracy so far) move along q. Then
+    ∂E/∂score[t, p] = Σ_{arcs with p} (past q + flow q (accuracy − c_t + future)) − γ_t(p) E.
+
+    Args:
+      scores, accuracy: f32[B, T, P] without NaN or infinities (scores may be −inf).
+      lengths: i32[B].
+      graph: shared or batched.
+      leaky: coefficient of the leaky HMM, 0 for none.
+
+    Returns:
+      log_z f32[B], value f32[B], gradient f32[B, T, P]; value and gradient are 0 without a path.
+    """
+    view = layout.Layout(graph, scores.shape[0], scores.shape[2])
+    frames, gains = view.frames_first(scores), view.frames_first(accuracy)
+    active = jnp.arange(scores.shape[1])[:, None] < lengths
+    weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
+    states = graph.num_states
+
+    def shares(frame, target, post, top):
+        """log(w · score · β) of every arc, and its share of the state it leaves."""
+        out = weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
+        return jnp.exp(minus(out - view.spread(top), view.take(post, graph.src)))
+
+    def backward(carry, step):
+        target, future, log_scale, mean = carry
+        frame, gain, active_t = step
+        out = weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
+        post = sum_at(view, out, graph.src)
+        top = finite(view.largest(post))
+        post = post - view.spread(top)
+        share = shares(frame, target, post, top)
+        arc_gain = view.take(gain, graph.pdf) + view.take(future, graph.dst)
+        ahead = view.add_at(share * arc_gain, graph.src, states)
+        here = jnp.exp(minus(post, view.spread(finite(sum_states(view, post)))))
+        centre = view.total(here * ahead)
+        ahead = jnp.where(post > -jnp.inf, ahead - view.spread(centre), 0.0)
+        new_target, new_future = _leak_future(view, post, ahead, initial, leaky)
+        keep = view.spread(active_t)
+        after = (
+            jnp.where(keep, new_target, target),
+            jnp.where(keep, new_future, future),
+            log_scale + jnp.where(active_t, top, 0.0),
+            mean + jnp.where(active_t, centre, 0.0),
+        )
+        return after, (target, future, jnp.where(keep, post, target), top, centre)
+
+    none = jnp.zeros(scores.shape[0], scores.dtype)
+    last = jnp.broadcast_to(final, state_shape(view))
+    last, future = _leak_future(view, last, jnp.zeros_like(last), initial, leaky)
+    (first, ahead, log_scale, mean), history = jax.lax.scan(
+        backward, (last, future, none, none), (frames, gains, active), reverse=True
+    )
+    start = initial + first
+    log_z = sum_states(view, start)
+    flow = jnp.exp(minus(start, view.spread(finite(log_z))))
+    value = mean + view.total(flow * ahead)
+
+    def forward(carry, step):
+        flow, past = carry
+        frame, gain, active_t, (target, future, post, top, centre) = step
+        flow_post, past_post = _leak_flow(view, flow, past, post, initial, leaky)
+        share = shares(frame, target, post, top)
+        moved = view.take(flow_post, graph.src) * share
+        own = view.take(gain, graph.pdf) - view.spread(centre)
+        before = view.take(past_post, graph.src) * share + moved * own
+        joint = before + moved * view.take(future, graph.dst)
+        total = view.total(moved)
+        norm = view.spread(jnp.where(total > 0, total, 1.0))
+        gamma = view.add_at(moved, graph.pdf, view.num_pdfs) / norm
+        joint = view.add_at(joint, graph.pdf, view.num_pdfs) / norm
+        gradient = joint - gamma * view.spread(view.total(joint))
+        keep = view.spread(active_t)
+        after = (
+            jnp.where(keep, view.add_at(moved / norm, graph.dst, states, is_sorted=True), flow),
+            jnp.where(keep, view.add_at(before / norm, graph.dst, states, is_sorted=True), past),
+        )
+        return after, jnp.where(keep, gradient, 0.0)
+
+    carry = (flow, jnp.zeros_like(flow))
+    _, gradient = jax.lax.scan(forward, carry, (frames, gains, active, history))
+    feasible = log_z > -jnp.inf
+    return (
+        log_z + log_scale,
+        jnp.where(feasible, value, 0.0),
+        jnp.where(feasible[:, None, None], view.utterances_first(gradient), 0.0),
+    )
+
+
+def _leak_future(view: layout.Layout, post, future, initial, leaky: float):
+    """β and expected future accuracy before the leak from those after it."""
+    if not leaky:
+        return post, future
+    start = post + initial
+    whole = sum_states(view, start)
+    leaked = view.total(jnp.exp(minus(start, view.spread(finite(whole)))) * future)
+    pre = leak_backward(view, post, initial, leaky)
+    stay = jnp.exp(minus(post, pre))
+    return pre, stay * future + (1 - stay) * view.spread(leaked)
+
+
+def _leak_flow(view: layout.Layout, flow, past, post, initial, leaky: float):
+    """Flow and past accuracy after the leak of a frame boundary from those before it."""
+    if not leaky:
+        return flow, past
+    start = post + initial
+    whole = sum_states(view, start)
+    leak = view.spread(whole + math.log(leaky))
+    pre = jnp.logaddexp(post, leak)
+    stay, go = jnp.exp(minus(post, pre)), jnp.exp(minus(leak, pre))
+    share = jnp.exp(minus(start, view.spread(finite(whole))))
+
+    def through(x):
+        return x * stay + view.spread(view.total(x * go)) * share
+
+    return through(flow), through(past)

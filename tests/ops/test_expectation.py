@@ -1,0 +1,121 @@
+"""Expected accuracy and its gradient against path enumeration, on every backend present."""
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import oracles
+import pytest
+
+from seqtrain import ops
+from seqtrain.fsa import Fsa
+
+FRAMES, PDFS = 5, 3
+
+
+def batch_of(seed: int, scale: float, make):
+    rng = np.random.default_rng(seed)
+    fsas = [make(rng, 4, 9, PDFS) for _ in range(4)]
+    scores = (scale * rng.normal(size=(4, FRAMES, PDFS))).astype(np.float32)
+    accuracy = rng.normal(size=(4, FRAMES, PDFS)).astype(np.float32)
+    return fsas, scores, accuracy, np.array([FRAMES, 3, 1, 0], np.int32)
+
+
+def value_and_gradient(scores, lengths, graph, accuracy, **options):
+    def total(s):
+        value, log_z = ops.expected_accuracy(s, lengths, graph, accuracy, **options)
+        return value.sum(), (value, log_z)
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(scores))
+    return *out, np.asarray(gradient)
+
+
+@pytest.mark.parametrize('backend', ops.backends())
+@pytest.mark.parametrize('scale', [1.0, 20.0, 200.0])
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_matches_enumeration(backend, scale, shared, make, seed):
+    fsas, scores, accuracy, lengths = batch_of(seed, scale, make)
+    fsas = [fsas[0]] * 4 if shared else fsas
+    graph = ops.pack(fsas[0]) if shared else ops.pack_batch(fsas, 4, 9)
+    value, log_z, gradient = value_and_gradient(scores, lengths, graph, accuracy, backend=backend)
+    want_z = ops.log_partition(jnp.asarray(scores), lengths, graph, backend=backend)
+    np.testing.assert_allclose(log_z, want_z, rtol=1e-5)
+    # Sums near 400 have a float32 spacing of 3e-5; the C++ log domain works in double.
+    rounding = 3e-4 if backend == 'xla' and scale > 100 else 2e-5
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        want, want_gradient = oracles.enumerate_accuracy(scores[b, :n], fsa, accuracy[b, :n])
+        np.testing.assert_allclose(value[b], want, rtol=rounding, atol=rounding)
+        np.testing.assert_allclose(gradient[b, :n], want_gradient, atol=rounding)
+        assert not np.any(gradient[b, n:])
+
+
+@pytest.mark.parametrize('backend', ops.backends())
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+def test_leaky_value_and_gradient_agree(backend, make):
+    # The value against occupancies, the gradient against differences of the value.
+    fsas, scores, accuracy, _ = batch_of(2, 1.0, make)
+    lengths = np.array([5, 3, 1, 4], np.int32)
+    graph = ops.pack(fsas[0])
+    options = {'leaky': 0.1, 'backend': backend}
+    value, _, gradient = value_and_gradient(scores, lengths, graph, accuracy, **options)
+    gamma = ops.occupancies(jnp.asarray(scores), lengths, graph, **options)[1]
+    np.testing.assert_allclose(value, (gamma * accuracy).sum((1, 2)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient.sum(-1), np.zeros((4, FRAMES)), atol=1e-5)
+
+    def total(s):
+        return ops.expected_accuracy(s, lengths, graph, accuracy, **options)[0].sum()
+
+    jax.test_util.check_grads(
+        total, (jnp.asarray(scores),), order=1, modes=['rev'], eps=1e-2, atol=2e-2, rtol=2e-2
+    )
+
+
+@pytest.mark.parametrize('backend', ops.backends())
+def test_long_utterances_lose_no_digits(backend):
+    # Every frame is independent in this graph, so the gradient has a closed form.
+    rng = np.random.default_rng(0)
+    fsa = Fsa(np.zeros(PDFS), np.zeros(PDFS), range(PDFS), np.zeros(PDFS), [0.0], [0.0])
+    scores = rng.normal(size=(1, 900, PDFS)).astype(np.float32)
+    accuracy = 1 + rng.normal(size=(1, 900, PDFS)).astype(np.float32)
+    value, _, gradient = value_and_gradient(
+        scores, np.array([900]), ops.pack(fsa), accuracy, backend=backend
+    )
+    prob = np.exp(scores.astype(np.float64))
+    prob /= prob.sum(-1, keepdims=True)
+    mean = (prob * accuracy).sum(-1, keepdims=True)
+    np.testing.assert_allclose(value[0], mean.sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, prob * (accuracy - mean), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend', ops.backends())
+def test_one_bad_utterance_never_touches_another(backend):
+    _, scores, accuracy, _ = batch_of(3, 1.0, oracles.random_fsa)
+    loop = Fsa(np.zeros(PDFS), np.zeros(PDFS), range(PDFS), np.zeros(PDFS), [0.0], [0.0])
+    short = Fsa([0, 1], [1, 2], [0, 1], [0, 0], [0, *[-np.inf] * 2], [*[-np.inf] * 2, 0])
+    graph = ops.pack_batch([loop, short, loop, loop])
+    lengths = np.array([5, 1, 4, 3], np.int32)
+    scores[2, 0, 1] = np.nan
+    accuracy[3, 0, 0] = np.inf
+    value, log_z, gradient = map(
+        np.asarray, value_and_gradient(scores, lengths, graph, accuracy, backend=backend)
+    )
+    assert np.isfinite(value[0])
+    assert np.any(gradient[0])
+    assert value[1] == 0
+    assert log_z[1] == -np.inf
+    assert np.isnan(value[2:]).all()
+    assert not np.any(gradient[1:])
+
+
+def test_bad_input_gets_a_sentence():
+    graph = ops.pack(Fsa([0], [0], [2], [0.0], [0.0], [0.0]))
+    scores = jnp.zeros((2, 3, 4))
+    with pytest.raises(ValueError, match='accuracy must be float32 of shape'):
+        ops.expected_accuracy(scores, jnp.array([3, 3]), graph, jnp.zeros((2, 3)))
+    with pytest.raises(NotImplementedError, match='once'):
+        jax.jacrev(
+            jax.grad(lambda s: ops.expected_accuracy(s, jnp.array([3, 3]), graph, s)[0].sum())
+        )(scores)
