@@ -1,0 +1,38 @@
+"""Golden resolved configs: a changed default shows in the diff, for every experiment it touches.
+
+After a wanted change: `python tests/test_configs.py` writes them anew.
+"""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / 'tests' / 'golden'
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+
+
+def resolved(name: str) -> str:
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return json.dumps(module.get_config().to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_resolved_config_is_the_golden_one(name):
+    assert resolved(name) == (GOLDEN / f'{name}.json').read_text()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_begins_with_its_command(name):
+    text = (ROOT / 'configs' / f'{name}.py').read_text()
+    assert f'python launch/train.py --config=configs/{name}.py' in text.split('"""')[1]
+
+
+if __name__ == '__main__':
+    GOLDEN.mkdir(exist_ok=True)
+    for config in CONFIGS:
+        (GOLDEN / f'{config}.json').write_text(resolved(config))
