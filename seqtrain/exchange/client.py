@@ -8,7 +8,7 @@
 `push` hands the update over and returns: waiting for the device, copying to the host, sending and
 pulling happen in the thread, while the device works on. Only three things make the caller wait: a
 full queue (back-pressure), the very first parameters, and a mode that forbids going on with old
-ones (sync, or bounded staleness by waiting).
+ones (sync, bounded staleness by waiting, `overlap=False`).
 
 Ownership: an update's JAX arrays must not be donated to a later computation (they are read in the
 thread); NumPy leaves are copied at `push`. Pulled trees belong to the caller.
@@ -62,7 +62,10 @@ class Client:
       channel: the transport's line to the shards.
       partition: how the parameters are cut.
       worker: this replica's number.
-      wait_for_fresh: `latest` must wait for the pull that follows the last push (sync).
+      overlap: `latest` never waits: the device computes while the exchange goes on, and so with
+        parameters that miss the replica's own last push and all others' since. False waits for the
+        pull that follows the last push: the device rests for one exchange, staleness halves. Worth
+        it where an exchange is short beside a step. Sync always waits.
       take_turns: `latest` asks for its turn and waits for it; nothing is pulled in between, so that
         a replica that rests holds nobody up (staleness bounded by waiting).
       queue_size: pushes that may wait before `push` blocks.
@@ -78,7 +81,7 @@ class Client:
         partition: Partition,
         worker: int,
         *,
-        wait_for_fresh: bool = False,
+        overlap: bool = True,
         take_turns: bool = False,
         queue_size: int = 2,
         device: jax.Device | None = None,
@@ -91,7 +94,7 @@ class Client:
         self.worker = worker
         self._faults = faults
         self._channel = channel = FaultyChannel(channel, faults) if faults else channel
-        self._wait_for_fresh, self._take_turns = wait_for_fresh, take_turns
+        self._overlap, self._take_turns = overlap, take_turns
         self._queue_size = queue_size
         self._cond = threading.Condition()
         self._work: collections.deque[_Work] = collections.deque()
@@ -179,7 +182,7 @@ class Client:
         if self._take_turns:
             return self._pull_now()
         with self._cond:
-            self._wait_for_params(self._given if self._wait_for_fresh else 0)
+            self._wait_for_params(0 if self._overlap else self._given)
             return self._read()
 
     def pull(self, wait: bool = True) -> Pulled | None:

@@ -187,13 +187,13 @@ class ShardState:
 
     def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
         """Answers what still waits, of one replica or of all, so that nobody waits for ever."""
-        text = f'Shard {self.shard} dropped what waited ({reason.value}); join and pull again.'
+        text = f'was dropped while it waited ({reason.value}); join and pull again'
         for push in self.pending.values():
             if worker in (None, push.worker):
                 self._refuse(push, reason, text)
         for pull in self.waiting.values():
             if worker in (None, pull.worker):
-                self._refuse_other(pull.worker, reason, text)
+                self._refuse_other(pull.worker, reason, f'The pull {text}.')
 
     def _forget(self, worker: int) -> None:
         """Drops what a replica had pending; its seq stays, so that nothing applies twice."""
@@ -207,42 +207,40 @@ class ShardState:
     # -- refusals ---------------------------------------------------------------------------
 
     def _refusal(self, push: Push) -> tuple[Reason, str] | None:
-        """Why a push cannot be taken, or None. Never changes anything."""
-        who = f'Push {push.seq} of replica {push.worker} to shard {self.shard}'
+        """Why a push cannot be taken and how the sentence goes on, or None. Changes nothing."""
         member = self.members.get(push.worker)
         if member is None or not member.present:
-            return Reason.NOT_JOINED, f'{who}: the replica has not joined, or its lease ran out.'
+            return Reason.NOT_JOINED, 'comes from a replica that has not joined or lost its lease'
         if push.generation != self.generation:
             return Reason.GENERATION, (
-                f'{who} belongs to generation {push.generation}, the shard restarted and is in '
-                f'generation {self.generation}; join and pull again.'
+                f'belongs to generation {push.generation}, the shard restarted and is in '
+                f'generation {self.generation}; join and pull again'
             )
         if push.seq <= member.seq:
-            return Reason.DUPLICATE, f'{who}: seq {member.seq} was already taken.'
+            return Reason.DUPLICATE, f'was taken before (the last one was {member.seq})'
         if not 0 <= push.base_version <= self.version:
             return Reason.FUTURE, (
-                f'{who} is based on version {push.base_version}, the shard is at {self.version}.'
+                f'is based on version {push.base_version}, the shard is at {self.version}'
             )
         if push.worker in self.pending:
-            return Reason.LATE, f'{who}: the one before it still waits; pull first.'
-        return malformed(push, self.store.shape, who) or self._untimely(push, who)
+            return Reason.LATE, 'comes while the one before it still waits; pull first'
+        return malformed(push, self.store.shape) or self._untimely(push)
 
-    def _untimely(self, push: Push, who: str) -> tuple[Reason, str] | None:
+    def _untimely(self, push: Push) -> tuple[Reason, str] | None:
         age, policy = self.version - push.base_version, self.policy
         if policy.sync and age:
-            return Reason.LATE, f'{who} comes {age} rounds late; pull and go on from there.'
+            return Reason.LATE, f'comes {age} rounds late; pull and go on from there'
         if policy.max_staleness is not None and age > policy.max_staleness:
-            return Reason.STALE, (
-                f'{who} is {age} versions old, the bound is {policy.max_staleness}.'
-            )
+            return Reason.STALE, f'is {age} versions old, the bound is {policy.max_staleness}'
         if not self.store.has(push.base_version):
             return Reason.STALE, (
-                f'{who}: the values of version {push.base_version} are no longer kept; '
-                'push from one of the last pulls.'
+                f'is based on version {push.base_version}, which is no longer kept; '
+                'push from one of the last pulls'
             )
         return None
 
-    def _refuse(self, push: Push, reason: Reason, text: str) -> None:
+    def _refuse(self, push: Push, reason: Reason, why: str) -> None:
+        text = f'Push {push.seq} of replica {push.worker} to shard {self.shard} {why}.'
         self._replies.append(Reject(push.worker, reason, text, push.seq))
         self._log_push('rejected', push, self.version - push.base_version, reason.value)
 
@@ -262,7 +260,7 @@ class ShardState:
 
     def _apply_one(self) -> bool:
         for push in self.pending.values():
-            refusal = self._untimely(push, f'Push {push.seq} of replica {push.worker}')
+            refusal = self._untimely(push)
             if refusal is None and not self.tickets.may_apply(push, self.version):
                 continue
             del self.pending[push.worker]

@@ -378,3 +378,22 @@ def test_small_codecs_train_as_well_thanks_to_error_feedback(codec):
             sent = client.stats().bytes_pushed
     np.testing.assert_allclose(server.params().params['w'], target, atol=1e-3)
     assert sent < 60 * 50 * 4 * 0.6
+
+
+@pytest.mark.parametrize(('overlap', 'staleness'), [(True, 1), (False, 0)])
+def test_overlap_costs_staleness_and_no_overlap_costs_waiting(overlap, staleness):
+    with (
+        exchange.LocalServer(zeros_like(TREE), 2, rules.sgd(1.0)) as server,
+        server.connect(0, overlap=overlap) as client,
+    ):
+        for _ in range(10):
+            pulled = client.latest()
+            with server.hold(0):  # the exchange cannot be done before the next step begins
+                client.push(ones_like(TREE), pulled.versions)
+                ahead = client.latest() if overlap else None
+            if ahead is not None:
+                assert ahead.versions == pulled.versions
+                client.push(ones_like(TREE), ahead.versions)
+            client.flush()
+        ages = [event.s1 for event in server.events() if event.kind == 'applied']
+    assert max(ages) == staleness

@@ -79,6 +79,11 @@ def needs_base_params(rule: optax.GradientTransformation, size: int) -> bool:
     return False
 
 
+def chain(*stages: optax.GradientTransformation) -> Rule:
+    """`optax.chain`, as a rule: every stage gets the extra arguments it wants."""
+    return optax.with_extra_args_support(optax.chain(*stages))
+
+
 def sgd(learning_rate: Schedule, momentum: float | None = None) -> Rule:
     """w ← w − η g; with momentum m ← βm + g, w ← w − η m. Pushed: gradient. State: 0 or n.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seqtrain.exchange.rules.base import Rule, Schedule, adam, need_base_params
+from seqtrain.exchange.rules.base import Rule, Schedule, adam, chain, need_base_params
 
 
 def scale_by_staleness(power: float = 1.0) -> Rule:
@@ -102,14 +102,14 @@ def compensate_delay_adaptively(
 
 def dc_asgd(learning_rate: Schedule, strength: float = 0.04) -> Rule:
     """w ← w − η [g + λ g⊙g⊙(w − w_base)] (DC-ASGD). Pushed: gradient. State: 0 + base values."""
-    return _chain(compensate_delay(strength), optax.scale_by_learning_rate(learning_rate))
+    return chain(compensate_delay(strength), optax.scale_by_learning_rate(learning_rate))
 
 
 def dc_asgd_adaptive(
     learning_rate: Schedule, strength: float = 2.0, decay: float = 0.95, eps: float = 1e-7
 ) -> Rule:
     """DC-ASGD with the adaptive λ. Pushed: gradient. State: n + base values."""
-    return _chain(
+    return chain(
         compensate_delay_adaptively(strength, decay, eps),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -142,8 +142,4 @@ def cgad(
     eps: float = 1e-8,
 ) -> Rule:
     """The age gate before Adam's moments; at τ = 0 it is Adam. Pushed: gradient or Δ. State: 2n."""
-    return _chain(gate_by_age(alpha, cutoff), adam(learning_rate, b1, b2, eps))
-
-
-def _chain(*stages: optax.GradientTransformation) -> Rule:
-    return optax.with_extra_args_support(optax.chain(*stages))
+    return chain(gate_by_age(alpha, cutoff), adam(learning_rate, b1, b2, eps))

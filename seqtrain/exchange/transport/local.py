@@ -90,11 +90,12 @@ class LocalServer:
 
     # -- for replicas -----------------------------------------------------------------------
 
-    def connect(self, worker: int, **options: Any) -> Client:
+    def connect(self, worker: int, *, overlap: bool = True, **options: Any) -> Client:
         """A client for one replica; a second one for the same number replaces the first.
 
         Args:
           worker: 0 … policy.num_workers − 1.
+          overlap: whether `Client.latest` may hand out older parameters rather than wait.
           **options: `queue_size`, `device`, `retry_s`, `codec` and `faults` of `Client`.
         """
         self._raise_if_closed()
@@ -104,7 +105,7 @@ class LocalServer:
             channel,
             self.partition,
             worker,
-            wait_for_fresh=self.policy.sync,
+            overlap=overlap and not self.policy.sync,
             take_turns=self.policy.waits,
             **options,
         )

@@ -1,0 +1,119 @@
+"""Simulates asynchronous, synchronous and backup-replica training under virtual time.
+
+    python launch/simulate.py --out=DIR                                    # the toy, 64 replicas
+    python launch/simulate.py --problem=none --workers=1000 --duration_s=7200 --step_s=10 --out=DIR
+    python launch/simulate.py --slow=0:4 --out=DIR                         # replica 0 is 4× slower
+
+Prints one line per mode, writes simulation.png into DIR, and ends with one line of JSON.
+"""
+
+import json
+import os
+import time
+
+from absl import app, flags
+
+from seqtrain.exchange import Policy, rules
+from seqtrain.exchange.plots import compare
+from seqtrain.exchange.scenario import Dist, Quadratic, Result, Scenario
+from seqtrain.exchange.simulate import Simulation
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('out', None, 'Folder for simulation.png; none is drawn without it.')
+flags.DEFINE_enum('problem', 'toy', ['toy', 'none'], 'What is trained; none: time only.')
+flags.DEFINE_integer('workers', 64, 'Replicas.', lower_bound=1, upper_bound=10_000)
+flags.DEFINE_integer('shards', 1, 'Shards.', lower_bound=1)
+flags.DEFINE_integer('parameters', 1_000_000, 'Parameters in all, for the time that they travel.')
+flags.DEFINE_float('duration_s', 600.0, 'Virtual seconds.', lower_bound=0)
+flags.DEFINE_float('step_s', 1.0, 'Mean time per update of a replica.', lower_bound=0)
+flags.DEFINE_float('step_spread', 0.3, 'σ of the logarithm of the time per update.')
+flags.DEFINE_float('speed_spread', 0.3, "σ of the logarithm of the replicas' slowness.")
+flags.DEFINE_multi_string('slow', [], 'REPLICA:FACTOR, makes one replica slower.')
+flags.DEFINE_float('latency_s', 1e-3, 'Mean one-way latency.')
+flags.DEFINE_float('bandwidth', 1e9, 'Bytes per second of a replica.')
+flags.DEFINE_float('apply_s', 1e-3, 'How long a shard is busy with a push.')
+flags.DEFINE_float('replica_mtbf_s', float('inf'), 'Mean time between deaths of a replica.')
+flags.DEFINE_float('shard_mtbf_s', float('inf'), 'Mean time between deaths of a shard.')
+flags.DEFINE_float('backups', 0.05, 'Share of replicas that a round does without.')
+flags.DEFINE_integer('max_staleness', None, 'Bound τ of the asynchronous run, by waiting.')
+flags.DEFINE_bool('overlap', False, 'Compute while the exchange goes on.')
+flags.DEFINE_float('learning_rate', 0.3, 'Of the toy, divided by max(1, staleness).')
+flags.DEFINE_float('noise', 0.5, "Standard deviation of the toy's gradient noise.")
+flags.DEFINE_multi_enum(
+    'mode', ['async', 'sync', 'backup'], ['async', 'sync', 'backup'], 'Which modes to run.'
+)
+flags.DEFINE_integer('seed', 0, 'Of everything.')
+
+
+def policy(mode: str) -> Policy:
+    """The policy of one of the modes that are compared."""
+    workers = FLAGS.workers
+    if mode == 'async':
+        return Policy(num_workers=workers, max_staleness=FLAGS.max_staleness)
+    quorum = max(1, round(workers * (1 - FLAGS.backups))) if mode == 'backup' else None
+    return Policy(mode='sync', num_workers=workers, quorum=quorum)
+
+
+def scenario(mode: str) -> Scenario:
+    """The scenario of the flags in one mode."""
+    slow = tuple((int(n), float(f)) for n, f in (pair.split(':') for pair in FLAGS.slow))
+    return Scenario(
+        policy(mode),
+        FLAGS.duration_s,
+        FLAGS.seed,
+        Dist('lognormal', FLAGS.step_s, FLAGS.step_spread),
+        Dist('lognormal', 1.0, FLAGS.speed_spread),
+        slow,
+        Dist('exponential', FLAGS.latency_s),
+        FLAGS.bandwidth,
+        FLAGS.parameters,
+        FLAGS.shards,
+        FLAGS.apply_s,
+        overlap=FLAGS.overlap,
+        replica_mtbf_s=FLAGS.replica_mtbf_s,
+        shard_mtbf_s=FLAGS.shard_mtbf_s,
+        sample_s=FLAGS.duration_s / 200,
+    )
+
+
+def simulate(mode: str) -> Result:
+    """Runs one mode, with the toy or for time only."""
+    if FLAGS.problem == 'none':
+        return Simulation(scenario(mode)).run()
+    stages = [rules.scale_by_staleness()] if mode == 'async' else []
+    rule = rules.chain(*stages, rules.sgd(FLAGS.learning_rate))
+    return Simulation(scenario(mode), rule, Quadratic(noise=FLAGS.noise, seed=FLAGS.seed)).run()
+
+
+def summary(result: Result, wall_s: float) -> dict[str, float | int | None]:
+    """The numbers of one run."""
+    return {
+        'pushes_applied': len(result.time_s),
+        'pushes_per_s': result.throughput,
+        'pushes_rejected': result.rejected,
+        'mean_staleness': float(result.staleness.mean()) if len(result.staleness) else None,
+        'max_staleness': int(result.staleness.max()) if len(result.staleness) else None,
+        'busy': float(result.busy.mean()),
+        'deaths': result.deaths,
+        'final_loss': result.loss[-1][1] if result.loss else None,
+        'wall_s': wall_s,
+    }
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
+    results, numbers = {}, {}
+    for mode in FLAGS.mode:
+        started = time.perf_counter()
+        results[mode] = simulate(mode)
+        numbers[mode] = summary(results[mode], time.perf_counter() - started)
+        print(mode, numbers[mode])
+    if FLAGS.out:
+        os.makedirs(FLAGS.out, exist_ok=True)
+        compare(results, os.path.join(FLAGS.out, 'simulation.png'))
+    print(json.dumps(numbers))
+
+
+if __name__ == '__main__':
+    app.run(main)

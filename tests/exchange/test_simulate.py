@@ -1,0 +1,155 @@
+"""The simulator: deterministic, agrees with arithmetic where that is easy, lives with failures."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from seqtrain.exchange import Policy, rules
+from seqtrain.exchange.plots import compare
+from seqtrain.exchange.scenario import Dist, Quadratic, Scenario
+from seqtrain.exchange.simulate import Simulation
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLOCKWORK = Scenario(
+    Policy(num_workers=4),
+    duration_s=100.0,
+    step_s=Dist('constant', 1.0),
+    latency_s=Dist('constant', 1e-4),
+    size=1000,
+    apply_s=1e-4,
+)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    scenario = dataclasses.replace(
+        CLOCKWORK, step_s=Dist('lognormal', 1.0, 0.3), replica_mtbf_s=40.0, shard_mtbf_s=50.0
+    )
+    first, again = (Simulation(scenario).run() for _ in range(2))
+    other = Simulation(dataclasses.replace(scenario, seed=1)).run()
+    np.testing.assert_array_equal(first.time_s, again.time_s)
+    np.testing.assert_array_equal(first.staleness, again.staleness)
+    assert len(first.time_s) != len(other.time_s) or np.any(first.time_s != other.time_s)
+
+
+def test_throughput_is_the_sum_of_the_single_speeds_and_sync_that_of_the_slowest():
+    slow = dataclasses.replace(CLOCKWORK, slow=((0, 4.0),))
+    fast_sum = 3 + 1 / 4
+    assert Simulation(slow).run().throughput == pytest.approx(fast_sum, rel=0.03)
+    sync = dataclasses.replace(slow, policy=Policy(mode='sync', num_workers=4))
+    assert Simulation(sync).run().throughput == pytest.approx(4 / 4, rel=0.05)
+    backup = dataclasses.replace(slow, policy=Policy(mode='sync', num_workers=4, quorum=3))
+    assert Simulation(backup).run().throughput == pytest.approx(3.0, rel=0.05)
+
+
+def test_overlap_costs_staleness_and_saves_time_on_a_slow_line():
+    line = dataclasses.replace(CLOCKWORK, latency_s=Dist('constant', 0.1))
+    with_overlap = Simulation(line).run()
+    without = Simulation(dataclasses.replace(line, overlap=False)).run()
+    assert with_overlap.busy.mean() > 0.98
+    assert without.busy.mean() == pytest.approx(1 / 1.4, abs=0.03)
+    assert with_overlap.staleness.mean() > 1.5 * without.staleness.mean()
+
+
+def test_a_staleness_bound_holds_and_costs_throughput():
+    free = Simulation(CLOCKWORK).run()
+    policy = Policy(num_workers=4, max_staleness=1)
+    bounded = Simulation(dataclasses.replace(CLOCKWORK, policy=policy)).run()
+    assert bounded.staleness.max() <= 1
+    assert bounded.rejected == 0
+    assert 1.5 < bounded.throughput < free.throughput
+
+
+def test_failures_cost_what_they_should():
+    scenario = dataclasses.replace(
+        CLOCKWORK, duration_s=2000.0, replica_mtbf_s=100.0, restart_s=25.0, lease_s=5.0
+    )
+    result = Simulation(scenario).run()
+    assert result.deaths == pytest.approx(80, abs=30)
+    # A death costs the rest of the restart and half a step; deaths while down cost less.
+    assert 0.70 < result.throughput / 4 < 0.90
+    sync = dataclasses.replace(scenario, policy=Policy(mode='sync', num_workers=4))
+    assert 0.3 < Simulation(sync).run().throughput / 4 < 0.90  # the leases keep rounds going
+
+
+def test_a_shard_that_restarts_loses_at_most_a_checkpoint_interval():
+    scenario = dataclasses.replace(
+        CLOCKWORK, num_shards=2, shard_mtbf_s=30.0, shard_restart_s=1.0, checkpoint_s=5.0
+    )
+    simulation = Simulation(scenario)
+    result = simulation.run()
+    assert result.shard_deaths > 2
+    for state in simulation._shards:
+        state.check()
+    lost = len(result.time_s) - simulation._shards[0].version
+    assert 0 <= lost <= result.shard_deaths * 5 * 4
+    assert result.throughput > 2.0
+
+
+def test_real_gradients_reach_the_optimum():
+    scenario = dataclasses.replace(CLOCKWORK, num_shards=2)
+    problem = Quadratic(size=20, condition=5.0, noise=0.01)
+    result = Simulation(scenario, rules.sgd(0.05), problem).run()
+    assert result.loss[-1][1] < 1e-3 * result.loss[0][1]
+
+
+def test_the_toys_gradient_is_the_gradient_of_its_loss():
+    problem = Quadratic(size=6, noise=0.0)
+    values = np.linspace(-1, 1, 6).astype(np.float32)
+    for i in range(6):
+        step = np.zeros(6, np.float32)
+        step[i] = 1e-2
+        slope = (problem.loss(values + step) - problem.loss(values - step)) / 2e-2
+        assert slope == pytest.approx(problem.gradient(values, 0, 0)[i], abs=1e-3)
+
+
+@pytest.mark.parametrize('kind', ['constant', 'uniform', 'exponential', 'lognormal'])
+def test_distributions_keep_their_mean(kind):
+    drawn = Dist(kind, 2.0, 0.5).draw(np.random.default_rng(0), 20_000)
+    assert drawn.mean() == pytest.approx(2.0, rel=0.02)
+    assert drawn.min() > 0
+
+
+def test_impossible_scenarios_are_refused():
+    with pytest.raises(ValueError, match='no distribution'):
+        Dist('gaussian')
+    with pytest.raises(ValueError, match='negative'):
+        Dist('uniform', 1.0, 2.0)
+    with pytest.raises(ValueError, match='neither'):
+        Simulation(CLOCKWORK, rules.sgd(0.1))
+
+
+def test_pictures_are_drawn(tmp_path):
+    runs = {'async': Simulation(CLOCKWORK).run()}
+    runs['toy'] = Simulation(CLOCKWORK, rules.sgd(0.05), Quadratic(size=5)).run()
+    compare(runs, tmp_path / 'simulation.png')
+    assert (tmp_path / 'simulation.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_the_script_ends_with_json(tmp_path):
+    command = [sys.executable, str(ROOT / 'launch' / 'simulate.py'), f'--out={tmp_path}']
+    command += ['--problem=none', '--workers=8', '--duration_s=30', '--slow=0:4']
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    numbers = json.loads(done.stdout.strip().splitlines()[-1])
+    assert numbers['async']['pushes_per_s'] > numbers['sync']['pushes_per_s'] > 0
+    assert (tmp_path / 'simulation.png').exists()
+
+
+@pytest.mark.slow
+def test_two_hours_of_a_thousand_replicas_take_less_than_a_minute():
+    scenario = Scenario(
+        Policy(num_workers=1000),
+        duration_s=7200.0,
+        step_s=Dist('lognormal', 10.0, 0.3),
+        slowness=Dist('lognormal', 1.0, 0.3),
+    )
+    import time
+
+    started = time.process_time()
+    result = Simulation(scenario).run()
+    assert time.process_time() - started < 60
+    assert len(result.time_s) > 600_000
