@@ -38,6 +38,27 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
     return -jnp.where(mask, chosen[:, :, 0], 0.0).sum(1)
 
 
+def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) -> PerUtterance:
+    """(1 − w) · value − w · frame_loss, to be maximised: F-smoothing (Su et al. 2013).
+
+    Keeps a sequence criterion from running away from the alignment where lattices are sparse.
+
+    Args:
+      value: f32[B], a sequence criterion's value (larger is better).
+      frame_loss: f32[B], cross-entropy of the same outputs (smaller is better).
+      weight: w, between 0 and 1; usually near 0.1.
+
+    Returns:
+      f32[B].
+
+    Raises:
+      ValueError: a weight outside 0..1.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f'The weight of F-smoothing must lie between 0 and 1; got {weight}.')
+    return (1 - weight) * value - weight * frame_loss
+
+
 def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
     """½ Σ_t Σ_p logits², summed over valid frames -> f32[B] (Kaldi's chain l2-regularize)."""
     kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)

@@ -1,11 +1,17 @@
-"""Maximum mutual information, lattice-free or on lattices."""
+"""Maximum mutual information and its relatives: ratios of two sums over paths.
+
+Whether the denominator is one shared graph (lattice-free) or one lattice per utterance makes no
+difference to anything here.
+"""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from seqtrain import ops
 from seqtrain.losses import validity
+from seqtrain.losses.attach import attach
 from seqtrain.losses.validity import Outcome
 from seqtrain.ops import Graph
 from seqtrain.types import Lengths, Scores
@@ -20,14 +26,18 @@ def lf_mmi(
     leaky: float = 0.0,
     acoustic_scale: float = 1.0,
     denominator_scale: float = 1.0,
+    log_priors: jax.Array | None = None,
+    boost: float = 0.0,
+    accuracy: Scores | None = None,
+    drop_below: float | None = None,
     backend: str = 'auto',
 ) -> Outcome:
-    """L = log Σ_num e^{κ·score} − c · log Σ_den e^{κ·score}, to be maximised.
+    """L = log Σ_num e^{κ·score} − c · log Σ_den e^{κ·score − b·A(path)}, to be maximised.
 
     ∂L/∂logits = κ (γ_num − c·γ_den): with c = 1 every row of a valid frame sums to 0, so adding a
-    constant to a frame changes nothing and no log-softmax is needed (Povey et al. 2016). Whether
-    the denominator is one shared graph (lattice-free) or one lattice per utterance makes no
-    difference here.
+    constant to a frame changes nothing and no log-softmax is needed (Povey et al. 2016). With
+    b > 0 it is boosted MMI (Povey et al. 2008): competing paths count more the more errors they
+    have.
 
     Args:
       logits: f32[B, T, P], network outputs before any softmax.
@@ -37,20 +47,118 @@ def lf_mmi(
       leaky: coefficient of the leaky HMM in the denominator (see `ops.log_partition`).
       acoustic_scale: κ.
       denominator_scale: c.
+      log_priors: f32[P], subtracted from the logits of every frame (natural log).
+      boost: b, usually 0.05 to 0.1; needs `accuracy`.
+      accuracy: f32[B, T, P], what a path earns per frame (see `losses.frame_accuracy`).
+      drop_below: frames where Σ_p min(γ_num, γ_den) ≤ drop_below get no gradient: numerator and
+        denominator are disjoint there, so the alignment or the lattice is probably wrong (Veselý
+        et al. 2013). None keeps all frames.
       backend: see `ops.log_partition`.
 
     Returns:
-      An `Outcome`. value ≤ 0 where the numerator's paths are among the denominator's and c = 1.
-      An infeasible utterance has valid=False, a reason, value 0 and gradient 0; the others are
-      untouched.
+      An `Outcome`. value ≤ 0 where the numerator's paths are among the denominator's, c = 1 and
+      b = 0. An infeasible utterance has valid=False, a reason, value 0 and gradient 0; the others
+      are untouched.
+
+    Raises:
+      ValueError: shapes that do not fit together, or a boost without accuracies.
+    """
+    if boost and accuracy is None:
+        raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
+    scores = scaled(logits, acoustic_scale, log_priors)
+    fixed = jax.lax.stop_gradient(scores)
+    num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
+    against = fixed - boost * accuracy if boost and accuracy is not None else fixed
+    den, den_gamma = ops.occupancies(against, lengths, denominator, leaky=leaky, backend=backend)
+    graphs = (numerators, denominator) if leaky == 0 else (numerators,)
+    out = validity.outcome(
+        _difference(num, den, denominator_scale), num, den, lengths, graphs, num_gamma
+    )
+    gradient = num_gamma - denominator_scale * den_gamma
+    if drop_below is not None:
+        overlap = jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True)
+        gradient = jnp.where(overlap > drop_below, gradient, 0.0)
+    gradient = jnp.where(out.valid[:, None, None], gradient, 0.0)
+    return out.replace(value=attach(scores, out.value, gradient))
+
+
+def ctc(logits: Scores, lengths: Lengths, numerators: Graph, *, backend: str = 'auto') -> Outcome:
+    """log p(labels | x) of connectionist temporal classification, to be maximised.
+
+    log Σ_{paths of the label sequence} Π_t softmax(logits)[t, path_t] (Graves et al. 2006, eq. 3);
+    the numerators must have the CTC topology (blank between and inside labels).
+
+    Args:
+      logits: f32[B, T, P], before the softmax.
+      lengths: i32[B].
+      numerators: one graph per utterance, with log-weights 0.
+      backend: see `ops.log_partition`.
+
+    Returns:
+      An `Outcome` with denominator 0; a label sequence that does not fit is TOO_SHORT.
 
     Raises:
       ValueError: shapes that do not fit together.
     """
-    scores = acoustic_scale * logits if acoustic_scale != 1.0 else logits
+    scores = log_softmax(logits, lengths)
     num = ops.log_partition(scores, lengths, numerators, backend=backend)
-    den = ops.log_partition(scores, lengths, denominator, leaky=leaky, backend=backend)
+    value = jnp.where(jnp.isfinite(num), num, 0.0)
+    return validity.outcome(value, num, jnp.zeros_like(num), lengths, (numerators,))
+
+
+def ctc_crf(
+    logits: Scores,
+    lengths: Lengths,
+    numerators: Graph,
+    denominator: Graph,
+    *,
+    ctc_weight: float = 0.01,
+    backend: str = 'auto',
+) -> Outcome:
+    """(1 + λ) log Σ_num − log Σ_den on log-softmax scores, to be maximised (Xiang & Ou 2019).
+
+    A conditional random field with the CTC topology; λ keeps the network near CTC.
+
+    Args:
+      logits: f32[B, T, P], before the softmax.
+      lengths: i32[B].
+      numerators: one CTC graph per utterance; weights may carry the label LM.
+      denominator: CTC topology composed with the label LM.
+      ctc_weight: λ.
+      backend: see `ops.log_partition`.
+
+    Returns:
+      An `Outcome`, as `lf_mmi`.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    scores = log_softmax(logits, lengths)
+    num = ops.log_partition(scores, lengths, numerators, backend=backend)
+    den = ops.log_partition(scores, lengths, denominator, backend=backend)
+    value = _difference((1.0 + ctc_weight) * num, den, 1.0)
+    return validity.outcome(value, num, den, lengths, (numerators, denominator))
+
+
+def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) -> Scores:
+    """κ (logits − log priors)."""
+    if log_priors is not None:
+        logits = logits - jnp.asarray(log_priors, logits.dtype)[None, None, :]
+    return acoustic_scale * logits if acoustic_scale != 1.0 else logits
+
+
+def log_softmax(logits: Scores, lengths: Lengths) -> Scores:
+    """log softmax over pdfs; padding is 0, so that what it holds cannot reach a gradient.
+
+    An utterance with NaN or +inf in a valid frame comes out as constant NaN, without a gradient.
+    """
+    mask = validity.frame_mask(logits, lengths)[:, :, None]
+    bad = (mask & ~(logits < jnp.inf)).any((1, 2))[:, None, None]
+    clean = jax.nn.log_softmax(jnp.where(mask & ~bad, logits, 0.0), axis=-1)
+    return jnp.where(bad, jnp.nan, jnp.where(mask, clean, 0.0))
+
+
+def _difference(num, den, scale: float):
     # inf − inf must not become a NaN that a mask cannot take out of the gradient.
     ready = jnp.isfinite(num) & jnp.isfinite(den)
-    value = jnp.where(ready, num, 0.0) - denominator_scale * jnp.where(ready, den, 0.0)
-    return validity.outcome(value, num, den, lengths, (numerators, denominator))
+    return jnp.where(ready, num, 0.0) - scale * jnp.where(ready, den, 0.0)

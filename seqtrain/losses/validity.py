@@ -36,6 +36,8 @@ class Outcome:
       short_by: i32[B], missing frames where the reason is TOO_SHORT, else 0.
       numerator: f32[B], log-partition of the numerator as it came (−inf, NaN included).
       denominator: f32[B], log-partition of the denominator as it came.
+      occupancy: f32[B, T, P], numerator occupancies where the criterion has them (soft labels
+        for a cross-entropy branch), else None; no gradient.
     """
 
     value: PerUtterance
@@ -44,6 +46,11 @@ class Outcome:
     short_by: jax.Array
     numerator: PerUtterance
     denominator: PerUtterance
+    occupancy: Scores | None = None
+
+    def replace(self, **changes) -> Outcome:
+        """A copy with other attributes."""
+        return dataclasses.replace(self, **changes)
 
 
 def outcome(
@@ -52,6 +59,7 @@ def outcome(
     denominator: PerUtterance,
     lengths: Lengths,
     graphs: tuple[Graph, ...],
+    occupancy: Scores | None = None,
 ) -> Outcome:
     """Judges every utterance by its two log-partitions and the graphs they came from.
 
@@ -60,6 +68,7 @@ def outcome(
       numerator, denominator: f32[B], log-partitions (the same array twice if there is one).
       lengths: i32[B].
       graphs: all graphs whose shortest path must fit.
+      occupancy: passed on.
 
     Returns:
       An `Outcome`, with value and gradient masked.
@@ -81,6 +90,7 @@ def outcome(
         short_by=jnp.where(reason == Reason.TOO_SHORT, short_by, 0),
         numerator=numerator,
         denominator=denominator,
+        occupancy=occupancy,
     )
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from seqtrain import losses
 
@@ -57,3 +58,10 @@ def test_penalties():
     np.testing.assert_allclose(
         losses.out_of_range(logits, jnp.array([2]), limit=2.0), [0.5 * (1 + 4 + 98.0**2)]
     )
+
+
+def test_f_smoothing_interpolates():
+    value = losses.f_smoothing(jnp.array([-2.0]), jnp.array([5.0]), 0.1)
+    np.testing.assert_allclose(value, [-0.9 * 2 - 0.1 * 5], rtol=1e-6)
+    with pytest.raises(ValueError, match='between 0 and 1'):
+        losses.f_smoothing(jnp.array([-2.0]), jnp.array([5.0]), 1.5)

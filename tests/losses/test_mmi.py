@@ -108,3 +108,137 @@ def test_finite_differences(batch):
     jax.test_util.check_grads(
         total, (jnp.asarray(logits),), order=1, modes=['rev'], eps=1e-2, atol=2e-2, rtol=2e-2
     )
+
+
+def test_boosted_denominator_matches_enumeration(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    labels = jnp.array([[0, 0, 1, 1, 1], [2, 1, 1, 0, -1], [1, 1, 1, -1, -1]])
+    accuracy = losses.frame_accuracy(labels, 3)
+    out = losses.lf_mmi(jnp.asarray(logits), lengths, num, den, boost=0.7, accuracy=accuracy)
+    for b in range(3):
+        n = lengths[b]
+        found = oracles.paths(logits[b, :n], loop(3))
+        weights = [
+            p.log_weight - 0.7 * sum(int(a == labels[b, t]) for t, a in enumerate(p.arcs))
+            for p in found
+        ]
+        np.testing.assert_allclose(out.denominator[b], oracles.logsumexp(weights), rtol=1e-5)
+    with pytest.raises(ValueError, match='frame_accuracy'):
+        losses.lf_mmi(jnp.asarray(logits), lengths, num, den, boost=0.1)
+
+
+def test_frames_without_overlap_are_dropped(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    logits[0, 2] = [-60.0, -60.0, 0.0]  # the denominator is in pdf 2, the numerator never is
+
+    def gradient(drop_below):
+        def total(x):
+            return losses.lf_mmi(x, lengths, num, den, drop_below=drop_below).value.sum()
+
+        return np.asarray(jax.grad(total)(jnp.asarray(logits)))
+
+    kept, dropped = gradient(None), gradient(1e-4)
+    assert np.any(kept[0, 2])
+    assert not np.any(dropped[0, 2])
+    others = np.ones((3, 5), bool)
+    others[0, 2] = False
+    np.testing.assert_array_equal(kept[others], dropped[others])
+
+
+def test_priors_and_numerator_occupancies(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    priors = np.log([0.5, 0.3, 0.2]).astype(np.float32)
+    out = losses.lf_mmi(jnp.asarray(logits), lengths, num, den, log_priors=priors)
+    want = losses.lf_mmi(jnp.asarray(logits - priors), lengths, num, den)
+    np.testing.assert_allclose(out.value, want.value, rtol=1e-6)
+    np.testing.assert_allclose(out.occupancy.sum((1, 2)), lengths, rtol=1e-5)
+
+
+def test_second_derivatives_are_refused(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+
+    def total(x):
+        return losses.lf_mmi(x, lengths, num, den).value.sum()
+
+    with pytest.raises(NotImplementedError, match='once'):
+        jax.jacrev(jax.grad(total))(jnp.asarray(logits))
+
+
+def ctc_graph(labels) -> Fsa:
+    """CTC topology of a label sequence; blank is pdf 0."""
+    units = [0]
+    for label in labels:
+        units += [label, 0]
+    src, dst, pdf = [], [], []
+    start = len(units)
+    for i, unit in enumerate(units):
+        skip = i >= 2 and unit not in (0, units[i - 2])
+        for j in [i, *([i - 1] if i else []), *([i - 2] if skip else [])]:
+            src, dst, pdf = [*src, j], [*dst, i], [*pdf, unit]
+    for i in (0, 1):
+        src, dst, pdf = [*src, start], [*dst, i], [*pdf, units[i]]
+    initial = np.where(np.arange(start + 1) == start, 0.0, -INF)
+    final = np.where(np.isin(np.arange(start + 1), [start - 1, start - 2]), 0.0, -INF)
+    return Fsa(src, dst, pdf, np.zeros(len(src)), initial, final)
+
+
+def test_ctc_matches_optax(batch):
+    import optax
+
+    _, _, lengths = batch
+    logits = np.random.default_rng(1).normal(size=(3, 5, 3)).astype(np.float32)
+    sequences = [[1, 2], [1, 1], [2]]
+    graphs = ops.pack_batch([ctc_graph(s) for s in sequences])
+    labels, is_pad = np.zeros((3, 2), np.int32), np.ones((3, 2), np.float32)
+    for b, s in enumerate(sequences):
+        labels[b, : len(s)], is_pad[b, : len(s)] = s, 0
+    pad = (np.arange(5) >= lengths[:, None]).astype(np.float32)
+
+    def ours(x):
+        return losses.ctc(x, lengths, graphs).value.sum()
+
+    def theirs(x):
+        return -optax.ctc_loss(x, pad, labels, is_pad).sum()
+
+    x = jnp.asarray(logits)
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-4)
+    np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-4)
+    short = losses.ctc(x, np.array([2, 2, 2], np.int32), graphs)
+    assert short.reason.tolist() == [Reason.OK, Reason.TOO_SHORT, Reason.OK]
+    assert short.short_by.tolist() == [0, 1, 0]
+
+
+def test_ctc_crf_is_a_ratio_of_sums(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    out = losses.ctc_crf(jnp.asarray(logits), lengths, num, den, ctc_weight=0.1)
+    for b, fsa in enumerate(numerators):
+        n = lengths[b]
+        scores = np.asarray(jax.nn.log_softmax(logits[b, :n]))
+        num_z = oracles.forward_backward(scores, fsa)[0]
+        den_z = oracles.forward_backward(scores, loop(3))[0]
+        np.testing.assert_allclose(out.value[b], 1.1 * num_z - den_z, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('criterion', [losses.ctc, losses.ctc_crf])
+def test_bad_logits_stay_alone_through_the_softmax(batch, criterion):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    graphs = (num,) if criterion is losses.ctc else (num, den)
+    logits[1, 0, 1] = np.inf
+    logits[0, 4:] = np.nan  # padding of a shorter utterance
+    lengths = np.array([4, 4, 3], np.int32)
+
+    def total(x):
+        out = criterion(x, lengths, *graphs)
+        return out.value.sum(), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+    assert out.reason.tolist() == [Reason.OK, Reason.NON_FINITE, Reason.OK]
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(gradient[1])
+    assert np.any(gradient[0])

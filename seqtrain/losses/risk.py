@@ -1,0 +1,204 @@
+"""Minimum Bayes risk: the expected accuracy of a path against a reference alignment.
+
+sMBR counts frames whose state (pdf) is right, MPE frames or phones whose phone is right; they
+differ only in the accuracy they are given. On a shared graph or on lattices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqtrain import ops
+from seqtrain.losses import validity
+from seqtrain.losses.mmi import scaled
+from seqtrain.losses.validity import Outcome
+from seqtrain.ops import Graph
+from seqtrain.types import Labels, Lengths, Scores
+
+
+def frame_accuracy(
+    labels: Labels,
+    num_pdfs: int,
+    *,
+    classes: Sequence[int] | None = None,
+    silence: Sequence[int] = (),
+    one_silence_class: bool = True,
+    per_segment: bool = False,
+) -> Scores:
+    """What a path earns for being in pdf p in frame t, given the reference alignment.
+
+    1 where the class of p is the class of the reference, else 0. Silence follows Kaldi
+    (lattice-functions.cc): with `one_silence_class` any silence pdf is right wherever the
+    reference is silence; without it a silence pdf never earns anything.
+
+    Args:
+      labels: i32[B, T], reference pdfs; −1 (no reference) earns nothing.
+      num_pdfs: P.
+      classes: the class of every pdf, P integers: pdfs themselves for pdf accuracy (None), HMM
+        states for state accuracy, phones for phone accuracy.
+      silence: pdfs of silence.
+      one_silence_class: see above.
+      per_segment: divides by the length of the reference segment (a run of one class), so that
+        a wholly correct phone earns 1 instead of its duration: accuracy then counts phones.
+
+    Returns:
+      f32[B, T, P].
+
+    Raises:
+      ValueError: classes of another length than P, silence pdfs outside 0..P−1.
+    """
+    kind = np.arange(num_pdfs) if classes is None else np.asarray(classes)
+    if kind.shape != (num_pdfs,):
+        raise ValueError(f'classes must hold one class for each of {num_pdfs} pdfs.')
+    is_silence = np.zeros(num_pdfs, bool)
+    if len(silence):
+        if min(silence) < 0 or max(silence) >= num_pdfs:
+            raise ValueError(f'silence names a pdf outside 0..{num_pdfs - 1}: {tuple(silence)}.')
+        is_silence[np.asarray(silence)] = True
+        if one_silence_class:
+            kind = np.where(is_silence, kind.max() + 1, kind)
+    reference = jnp.where(labels >= 0, jnp.asarray(kind)[labels], -1)
+    right = (reference[:, :, None] == jnp.asarray(kind)[None, None, :]) & (labels >= 0)[:, :, None]
+    if not one_silence_class:
+        right = right & ~jnp.asarray(is_silence)[None, None, :]
+    accuracy = right.astype(jnp.float32)
+    return accuracy / _segment_lengths(reference)[:, :, None] if per_segment else accuracy
+
+
+def _segment_lengths(classes):
+    """Length in frames of the run of equal classes around every frame -> f32[B, T]."""
+
+    def one(row):
+        change = jnp.concatenate([jnp.zeros(1, jnp.int32), (row[1:] != row[:-1]).astype(jnp.int32)])
+        run = jnp.cumsum(change)
+        return jax.ops.segment_sum(jnp.ones_like(row), run, row.shape[0])[run]
+
+    return jax.vmap(one)(classes).astype(jnp.float32)
+
+
+def bayes_risk(
+    logits: Scores,
+    lengths: Lengths,
+    denominator: Graph,
+    accuracy: Scores,
+    *,
+    leaky: float = 0.0,
+    acoustic_scale: float = 1.0,
+    log_priors: jax.Array | None = None,
+    backend: str = 'auto',
+) -> Outcome:
+    """L = E_den[A], the expected accuracy under the denominator, to be maximised.
+
+    ∂L/∂logits = κ γ_den(t, p) (E[A | p at t] − E[A]) (Gibson & Hain 2006; Kingsbury 2009; Povey
+    2003): every row of a valid frame sums to 0. Computed by an expectation pass
+    (`ops.expected_accuracy`).
+
+    Args:
+      logits: f32[B, T, P], network outputs before any softmax.
+      lengths: i32[B].
+      denominator: shared or one per utterance.
+      accuracy: f32[B, T, P], for instance from `frame_accuracy`.
+      leaky, backend: see `ops.log_partition`.
+      acoustic_scale: κ.
+      log_priors: f32[P], subtracted from the logits (natural log).
+
+    Returns:
+      An `Outcome` whose numerator is the denominator's log-partition too (there is one graph).
+      Divide value by the frames (or phones) of the reference for a rate.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    scores = scaled(logits, acoustic_scale, log_priors)
+    value, log_z = ops.expected_accuracy(
+        scores, lengths, denominator, accuracy, leaky=leaky, backend=backend
+    )
+    graphs = (denominator,) if leaky == 0 else ()
+    log_z = jnp.where(jnp.isnan(value), jnp.nan, log_z)
+    return validity.outcome(value, log_z, log_z, lengths, graphs)
+
+
+def smbr(
+    logits: Scores,
+    lengths: Lengths,
+    labels: Labels,
+    denominator: Graph,
+    *,
+    states: Sequence[int] | None = None,
+    silence: Sequence[int] = (),
+    one_silence_class: bool = True,
+    **options,
+) -> Outcome:
+    """State-level minimum Bayes risk: the expected number of frames whose state is right.
+
+    Args:
+      logits, lengths, denominator: as in `bayes_risk`.
+      labels: i32[B, T], reference pdfs.
+      states: the HMM state of every pdf; None compares pdfs.
+      silence, one_silence_class: as in `frame_accuracy`.
+      **options: of `bayes_risk`.
+
+    Returns:
+      An `Outcome`; value lies between 0 and the number of frames.
+
+    Raises:
+      ValueError: as in `frame_accuracy` and `bayes_risk`.
+    """
+    accuracy = frame_accuracy(
+        labels,
+        logits.shape[2],
+        classes=states,
+        silence=silence,
+        one_silence_class=one_silence_class,
+    )
+    return bayes_risk(logits, lengths, denominator, accuracy, **options)
+
+
+def mpe(
+    logits: Scores,
+    lengths: Lengths,
+    labels: Labels,
+    denominator: Graph,
+    phones: Sequence[int],
+    *,
+    silence: Sequence[int] = (),
+    one_silence_class: bool = True,
+    per_phone: bool = True,
+    **options,
+) -> Outcome:
+    """Minimum phone error: the expected phone accuracy, measured frame by frame.
+
+    With `per_phone` a reference phone earns the fraction of its frames that carry the right phone
+    (so A counts phones); without it A counts frames, Kaldi's `mpfe`. Differs from Povey's (2003)
+    raw phone accuracy in that insertions cost only through the frames they take: a graph without
+    phone boundaries cannot say more.
+
+    Args:
+      logits, lengths, denominator: as in `bayes_risk`.
+      labels: i32[B, T], reference pdfs.
+      phones: the phone of every pdf, P integers.
+      silence, one_silence_class: as in `frame_accuracy`.
+      per_phone: see above.
+      **options: of `bayes_risk`.
+
+    Returns:
+      An `Outcome`; value lies between 0 and the number of phones (or frames).
+
+    Raises:
+      ValueError: as in `frame_accuracy` and `bayes_risk`.
+    """
+    # Padding must not lengthen the last phone.
+    labels = jnp.where(validity.frame_mask(logits, lengths), labels, -1)
+    accuracy = frame_accuracy(
+        labels,
+        logits.shape[2],
+        classes=phones,
+        silence=silence,
+        one_silence_class=one_silence_class,
+        per_segment=per_phone,
+    )
+    return bayes_risk(logits, lengths, denominator, accuracy, **options)

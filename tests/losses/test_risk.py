@@ -1,0 +1,108 @@
+"""sMBR and MPE against path enumeration; accuracies against counting by hand."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from seqtrain import losses, ops
+from seqtrain.losses import Reason
+
+
+@pytest.fixture
+def setting():
+    rng = np.random.default_rng(4)
+    fsas = [oracles.hmm_fsa(rng, 4, 10, 3) for _ in range(3)]
+    logits = rng.normal(size=(3, 5, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, size=(3, 5)).astype(np.int32)
+    return fsas, logits, labels, np.array([5, 4, 2], np.int32)
+
+
+def run(criterion, logits):
+    def total(x):
+        out = criterion(x)
+        return out.value.sum(), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+    return out, np.asarray(gradient)
+
+
+def by_hand(labels, classes, silence=(), one_class=True):
+    """Frame accuracies by the definition, one entry at a time."""
+    accuracy = np.zeros((*labels.shape, len(classes)))
+    for (b, t), ref in np.ndenumerate(labels):
+        for p in range(len(classes)):
+            if ref < 0 or (p in silence and not one_class):
+                continue
+            both_silent = p in silence and ref in silence
+            only_one = (p in silence) != (ref in silence)
+            accuracy[b, t, p] = both_silent or (classes[p] == classes[ref] and not only_one)
+    return accuracy
+
+
+@pytest.mark.parametrize('one_class', [True, False])
+@pytest.mark.parametrize('silence', [(), (0,), (0, 2)])
+def test_frame_accuracy(one_class, silence):
+    labels = np.array([[0, 1, 2, 3, -1, 0]], np.int32)
+    got = losses.frame_accuracy(
+        jnp.asarray(labels), 4, silence=silence, one_silence_class=one_class
+    )
+    np.testing.assert_array_equal(got, by_hand(labels, [0, 1, 2, 3], silence, one_class))
+
+
+def test_per_segment_accuracy_counts_phones():
+    labels = jnp.array([[0, 1, 1, 2, 2, 2]])  # phones a a a b b b (pdfs 0 and 1 are phone a)
+    accuracy = losses.frame_accuracy(labels, 3, classes=[0, 0, 1], per_segment=True)
+    along = np.take_along_axis(np.asarray(accuracy), np.asarray(labels)[:, :, None], 2)
+    np.testing.assert_allclose(along.sum(), 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('kind', ['pdf', 'state', 'mpe', 'mpfe'])
+def test_value_and_gradient_match_enumeration(setting, shared, kind):
+    fsas, logits, labels, lengths = setting
+    fsas = [fsas[0]] * 3 if shared else fsas
+    graph = ops.pack(fsas[0]) if shared else ops.pack_batch(fsas)
+    classes = [0, 1, 2] if kind == 'pdf' else [0, 1, 1]
+
+    def criterion(x):
+        if kind in ('pdf', 'state'):
+            return losses.smbr(x, lengths, labels, graph, states=classes, acoustic_scale=0.5)
+        return losses.mpe(
+            x, lengths, labels, graph, classes, per_phone=kind == 'mpe', acoustic_scale=0.5
+        )
+
+    out, gradient = run(criterion, logits)
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        accuracy = by_hand(labels[b : b + 1, :n], classes)[0]
+        if kind == 'mpe':
+            kinds = np.array(classes)[labels[b, :n]]
+            edges = np.flatnonzero(np.r_[True, np.diff(kinds) != 0, True])
+            for start, end in itertools.pairwise(edges):
+                accuracy[start:end] /= end - start
+        want, want_gradient = oracles.enumerate_accuracy(0.5 * logits[b, :n], fsa, accuracy)
+        np.testing.assert_allclose(out.value[b], want, atol=1e-5)
+        np.testing.assert_allclose(gradient[b, :n], 0.5 * want_gradient, atol=1e-5)
+        assert not np.any(gradient[b, n:])
+
+
+def test_rows_sum_to_zero_and_invalid_utterances_have_a_reason(setting):
+    fsas, logits, labels, lengths = setting
+    logits[1, 0, 0] = np.nan
+    out, gradient = run(lambda x: losses.smbr(x, lengths, labels, ops.pack_batch(fsas)), logits)
+    assert out.reason[1] == Reason.NON_FINITE
+    assert not np.any(gradient[1])
+    assert np.any(gradient[0])
+    np.testing.assert_allclose(gradient.sum(-1), np.zeros((3, 5)), atol=1e-5)
+
+
+def test_bad_input_gets_a_sentence():
+    labels = jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match='one class for each'):
+        losses.frame_accuracy(labels, 3, classes=[0, 1])
+    with pytest.raises(ValueError, match='outside'):
+        losses.frame_accuracy(labels, 3, silence=[3])
