@@ -1,9 +1,16 @@
-"""Lattices: generation from a network's scores, operations, tools and files."""
+"""Lattices: generation from a network's scores, operations, outer derivatives, tools and files."""
 
 from seqtrain.lattices.files import read_archive, write_archive
 from seqtrain.lattices.generation import LatticeGenerator, LatticePair
 from seqtrain.lattices.lattice import Lattice, LatticeError
 from seqtrain.lattices.operations import best_path, occupancies, path_sums, prune, union
+from seqtrain.lattices.outer import (
+    OuterDerivative,
+    expected_accuracy,
+    frame_accuracy,
+    mmi,
+    shuffled_frames,
+)
 from seqtrain.lattices.tools import confidences, n_best, oracle_errors, rescore_lm
 
 __all__ = [
@@ -11,8 +18,12 @@ __all__ = [
     'LatticeError',
     'LatticeGenerator',
     'LatticePair',
+    'OuterDerivative',
     'best_path',
     'confidences',
+    'expected_accuracy',
+    'frame_accuracy',
+    'mmi',
     'n_best',
     'occupancies',
     'oracle_errors',
@@ -20,6 +31,7 @@ __all__ = [
     'prune',
     'read_archive',
     'rescore_lm',
+    'shuffled_frames',
     'union',
     'write_archive',
 ]

@@ -1,0 +1,150 @@
+"""Outer derivatives against enumeration and finite differences."""
+
+import numpy as np
+import pytest
+
+from seqtrain.graphs import Topology
+from seqtrain.lattices import LatticeError, LatticeGenerator
+from seqtrain.lattices.outer import expected_accuracy, frame_accuracy, mmi, shuffled_frames
+
+
+@pytest.fixture
+def pair(graph, scores):
+    generator = LatticeGenerator(graph, beam=1e3, lattice_beam=4.0, acoustic_scale=0.7)
+    return generator.pair(scores(5), 'x y')
+
+
+def difference(value, logits, step=1e-3):
+    """∂value/∂logits by central differences."""
+    result = np.zeros(logits.shape)
+    for index in np.ndindex(*logits.shape):
+        moved = [logits.astype(np.float32).copy() for _ in range(2)]
+        moved[0][index] += step
+        moved[1][index] -= step
+        result[index] = (value(moved[0]) - value(moved[1])) / (2 * step)
+    return result
+
+
+def random_accuracy(graph, frames=5):
+    return np.random.default_rng(5).random((frames, graph.num_pdfs)).astype(np.float32)
+
+
+def test_mmi(pair, graph, scores):
+    logits = scores(5, seed=1)
+    outer = mmi(pair.numerator, pair.denominator, logits)
+    assert outer.value < 0
+    np.testing.assert_allclose(outer.derivative.sum(axis=1), 0, atol=1e-6)
+    expected = difference(lambda a: mmi(pair.numerator, pair.denominator, a).value, logits)
+    np.testing.assert_allclose(outer.derivative, expected, atol=2e-3)
+
+
+def test_boosted_mmi(pair, graph, scores):
+    logits, accuracy = scores(5, seed=1), random_accuracy(graph)
+
+    def value(a):
+        return mmi(pair.numerator, pair.denominator, a, boost=0.8, accuracy=accuracy).value
+
+    outer = mmi(pair.numerator, pair.denominator, logits, boost=0.8, accuracy=accuracy)
+    np.testing.assert_allclose(outer.derivative, difference(value, logits), atol=2e-3)
+    # exp(-b A) makes every rival weaker.
+    assert outer.value > mmi(pair.numerator, pair.denominator, logits).value
+    with pytest.raises(ValueError, match='needs accuracies'):
+        mmi(pair.numerator, pair.denominator, logits, boost=0.1)
+
+
+def test_expected_accuracy_by_enumeration(pair, graph, scores, lattice_paths):
+    logits, accuracy = scores(5, seed=1), random_accuracy(graph)
+    paths = lattice_paths(pair.denominator.rescore(logits))
+    weights = np.array([weight for _, _, weight in paths])
+    share = np.exp(weights - np.logaddexp.reduce(weights))
+    gains = np.array([accuracy[np.arange(5), list(pdfs)].sum() for pdfs, _, _ in paths])
+    outer = expected_accuracy(pair.denominator, logits, accuracy)
+    assert outer.value == pytest.approx((share * gains).sum(), abs=1e-5)
+    derivative = np.zeros(logits.shape)
+    for (pdfs, _, _), p, gain in zip(paths, share, gains, strict=True):
+        derivative[np.arange(5), list(pdfs)] += 0.7 * p * (gain - (share * gains).sum())
+    np.testing.assert_allclose(outer.derivative, derivative, atol=1e-5)
+    np.testing.assert_allclose(outer.derivative.sum(axis=1), 0, atol=1e-5)
+
+
+def test_expected_accuracy_by_differences(pair, graph, scores):
+    logits, accuracy = scores(5, seed=2), random_accuracy(graph)
+    outer = expected_accuracy(pair.denominator, logits, accuracy)
+    expected = difference(lambda a: expected_accuracy(pair.denominator, a, accuracy).value, logits)
+    np.testing.assert_allclose(outer.derivative, expected, atol=2e-3)
+
+
+def test_priors_are_taken_off(pair, graph, scores):
+    logits = scores(5, seed=1)
+    priors = np.linspace(-2, 0, graph.num_pdfs).astype(np.float32)
+    with_priors = mmi(pair.numerator, pair.denominator, logits, priors=priors)
+    plain = mmi(pair.numerator, pair.denominator, logits - priors)
+    np.testing.assert_allclose(with_priors.derivative, plain.derivative, atol=1e-6)
+    np.testing.assert_array_equal(with_priors.logits, logits)
+
+
+def test_correction_follows_a_single_logit(pair, scores):
+    # Without terms across frames it is exact to first order for a move of one logit.
+    logits = scores(5, seed=1)
+    outer = mmi(pair.numerator, pair.denominator, logits)
+    t, k = np.unravel_index(np.argmax(np.abs(outer.curvature)), logits.shape)
+    moved = logits.copy()
+    moved[t, k] += 0.2
+    exact = mmi(pair.numerator, pair.denominator, moved).derivative[t, k]
+    stale, corrected = outer.derivative[t, k], outer.corrected(moved)[t, k]
+    assert abs(exact - stale) > 0.005
+    assert abs(exact - corrected) < 0.25 * abs(exact - stale)
+    with pytest.raises(ValueError, match='shape'):
+        outer.corrected(moved[:2])
+    accuracy = np.zeros_like(logits)
+    with pytest.raises(ValueError, match='only MMI'):
+        expected_accuracy(pair.denominator, logits, accuracy).corrected(moved)
+
+
+def test_disjoint_frames_are_dropped(graph, scores):
+    generator = LatticeGenerator(graph, beam=1e3, lattice_beam=0.5)
+    matrix = scores(5)
+    numerator = generator.reference(matrix, 'z x')
+    rival = generator.reference(matrix, 'hom')
+    kept = mmi(numerator, rival, matrix).derivative
+    dropped = mmi(numerator, rival, matrix, drop_frames=True).derivative
+    zero = (dropped == 0).all(axis=1)
+    assert zero.any()
+    np.testing.assert_array_equal(dropped[~zero], kept[~zero])
+
+
+def test_non_finite_logits_are_refused(pair, scores):
+    logits = scores(5)
+    logits[0, 0] = np.nan
+    with pytest.raises(LatticeError, match='Non-finite'):
+        mmi(pair.numerator, pair.denominator, logits)
+
+
+def test_frame_accuracy_by_hand():
+    topology = Topology.make('hmm3', 2)  # silence: pdfs 0 1 2, phone 1: pdfs 3 4 5
+    reference = [0, 3, 4]
+    as_is = frame_accuracy(reference, topology)
+    np.testing.assert_array_equal(as_is, np.eye(6)[reference])
+    phone = frame_accuracy(reference, topology, level='phone')
+    np.testing.assert_array_equal(phone, [[1, 1, 1, 0, 0, 0]] + 2 * [[0, 0, 0, 1, 1, 1]])
+    one = frame_accuracy(reference, topology, silence='one_class')
+    np.testing.assert_array_equal(one[0], [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(one[1:], as_is[1:])
+    wrong = frame_accuracy(reference, topology, silence='wrong')
+    np.testing.assert_array_equal(wrong[0], 0)
+    chain = Topology.make('chain', 2)
+    state = frame_accuracy([2, 3], chain, level='state')
+    np.testing.assert_array_equal(state, [[0, 0, 1, 1]] * 2)
+    with pytest.raises(ValueError, match='one of'):
+        frame_accuracy(reference, topology, level='word')
+    with pytest.raises(ValueError, match='outside of 0'):
+        frame_accuracy([9], topology)
+
+
+def test_frames_are_shuffled_without_loss():
+    batches = list(shuffled_frames([3, 0, 5], 4, np.random.default_rng(0)))
+    assert [len(u) for u, _ in batches] == [4, 4]
+    pairs = [(int(u), int(t)) for us, ts in batches for u, t in zip(us, ts, strict=True)]
+    assert sorted(pairs) == [(0, t) for t in range(3)] + [(2, t) for t in range(5)]
+    assert pairs != sorted(pairs)
+    assert list(shuffled_frames([], 4, np.random.default_rng(0))) == []
