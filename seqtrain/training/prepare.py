@@ -19,7 +19,6 @@ from seqtrain.data.utterance import DataError, Skipped, Utterance
 from seqtrain.fsa import Fsa, min_frames
 from seqtrain.graphs import (
     Lexicon,
-    NoPathError,
     OovError,
     PhoneLm,
     Topology,
@@ -108,11 +107,19 @@ def training_data(
     """
     features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
     topology = Topology.make(graph_config.topology, len(lexicon.phones))
-    features = _with_known_words(features, lexicon)
+    features = _usable(features, lexicon, topology, subsampling)
     phone_lm = _phone_lm(features.texts, lexicon, graph_config)
-    features, graphs = _with_graphs(
-        features, lexicon, topology, phone_lm, graph_config.optional_silence, subsampling
-    )
+    made = {
+        text: numerator(
+            text,
+            lexicon,
+            topology,
+            phone_lm,
+            optional_silence=graph_config.optional_silence,
+        )
+        for text in dict.fromkeys(features.texts)
+    }
+    graphs = [made[text] for text in features.texts]
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
     buckets = Buckets.fit(features.num_frames, num_buckets, batch_size=batch_size)
@@ -128,64 +135,49 @@ def training_data(
     )
 
 
-def _with_known_words(features: FeatureSet, lexicon: Lexicon) -> FeatureSet:
-    """Leaves out utterances with words that the lexicon lacks."""
+def _usable(
+    features: FeatureSet, lexicon: Lexicon, topology: Topology, subsampling: int
+) -> FeatureSet:
+    """Leaves out what has words that the lexicon lacks, or too few frames for its words.
+
+    This comes before the phone model: a transcript that is left out must not be counted in it.
+    """
+    needed: dict[str, int | OovError] = {}
     keep, skipped = [], []
     for i, text in enumerate(features.texts):
-        try:
-            lexicon.check(text.split())
+        if text not in needed:
+            try:
+                needed[text] = min_frames(numerator(text, lexicon, topology))
+            except OovError as error:
+                needed[text] = error
+        problem = _problem(needed[text], int(features.num_frames[i]), subsampling)
+        if problem:
+            skipped.append(Skipped(features.ids[i], problem))
+        else:
             keep.append(i)
-        except OovError as error:
-            skipped.append(Skipped(features.ids[i], str(error)))
     if not keep:
-        first = skipped[0].reason if skipped else 'no recording could be read'
+        reasons = [*features.skipped, *skipped]
+        first = reasons[0].reason if reasons else 'there are no recordings'
         raise DataError(f'No usable training utterance is left. The first was skipped: {first}')
     return features.select(keep, skipped)
+
+
+def _problem(needed: int | OovError, num_frames: int, subsampling: int) -> str:
+    if isinstance(needed, OovError):
+        return str(needed)
+    output_frames = -(-num_frames // subsampling)
+    if output_frames >= needed:
+        return ''
+    return (
+        f'too short by {needed - output_frames} frames: {output_frames} frames after subsampling '
+        f'by {subsampling}, and the transcript needs {needed}'
+    )
 
 
 def _phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
     """The denominator's phone model, from the transcripts alone (no alignment is needed)."""
     phones = training_phones(list(dict.fromkeys(texts)), lexicon, samples=5, seed=config.seed)
     return PhoneLm.estimate(phones, lexicon.phones, order=config.phone_lm_order)
-
-
-def _with_graphs(features, lexicon, topology, phone_lm, optional_silence, subsampling):
-    """Numerators, and the utterances that are long enough for theirs."""
-    made: dict[str, Fsa | NoPathError] = {}
-    keep, graphs, skipped = [], [], []
-    for i, text in enumerate(features.texts):
-        if text not in made:
-            try:
-                made[text] = numerator(
-                    text, lexicon, topology, phone_lm, optional_silence=optional_silence
-                )
-            except NoPathError as error:
-                made[text] = error
-        graph = made[text]
-        problem = _problem(graph, int(features.num_frames[i]), subsampling)
-        if problem:
-            skipped.append(Skipped(features.ids[i], problem))
-        else:
-            keep.append(i)
-            graphs.append(graph)
-    if not keep:
-        raise DataError(
-            f'No usable training utterance is left. The first was skipped: {skipped[0].reason}'
-        )
-    return features.select(keep, skipped), graphs
-
-
-def _problem(graph: Fsa | NoPathError, num_frames: int, subsampling: int) -> str:
-    if isinstance(graph, NoPathError):
-        return str(graph)
-    output_frames = -(-num_frames // subsampling)
-    short_by = min_frames(graph) - output_frames
-    if short_by > 0:
-        return (
-            f'too short by {short_by} frames: {output_frames} frames after subsampling by '
-            f'{subsampling}, and the transcript needs {min_frames(graph)}'
-        )
-    return ''
 
 
 def _graph_sizes(buckets: Buckets, num_frames, graphs: Sequence[Fsa]) -> list[tuple[int, int]]:
