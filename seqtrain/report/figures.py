@@ -80,7 +80,7 @@ def curves(scalars: Mapping[str, Sequence[tuple[float, float]]]) -> Figure | Non
         return None
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
-    figure, axes = _panels(len(names), 2.7 * rows, columns)
+    figure, axes = _panels(len(names), 2.8 * rows, columns)
     for ax, name in zip(axes, names, strict=True):
         _curve(ax, name, finite[name])
     return figure
@@ -222,13 +222,15 @@ def _stretch(ax: Axes, segments, rows: Mapping[int, int], colours: Mapping[str, 
 
 
 def _window(segments: Sequence[Segment], num_replicas: int) -> tuple[float, float]:
-    """All of the run where it is short, else a stretch from its middle with few enough segments."""
+    """All of the run where it is short, else a stretch of few enough segments and usual pace."""
     ordered = sorted(segments, key=lambda s: s.start_s)
     room = WINDOW_SEGMENTS * num_replicas
     if len(ordered) <= 2 * room:
         return ordered[0].start_s, max(s.end_s for s in ordered)
-    first = (len(ordered) - room) // 2
-    return ordered[first].start_s, ordered[first + room].start_s
+    starts = [s.start_s for s in ordered]
+    stretches = [(starts[i], starts[i + room]) for i in range(0, len(starts) - room, room // 2)]
+    # The one of median length: not where something was compiled, nor where a run was ending.
+    return sorted(stretches, key=lambda pair: pair[1] - pair[0])[len(stretches) // 2]
 
 
 def _panels(count: int, height: float, columns: int, widths=None) -> tuple[Figure, list[Axes]]:

@@ -58,6 +58,8 @@ MATPLOTLIB: Any = {
     'legend.frameon': False,
     'legend.fontsize': 8.5,
     'figure.facecolor': 'white',
+    'figure.constrained_layout.hspace': 0.06,
+    'figure.constrained_layout.wspace': 0.04,
     'savefig.facecolor': 'white',
     'svg.hashsalt': 'seqtrain',
 }
