@@ -132,6 +132,17 @@ class Topology:
             result[pdf] = phone
         return result
 
+    def state_of_pdf(self) -> np.ndarray:
+        """i32[num_pdfs]: a number for the phone and HMM state of a pdf, −1 for blank."""
+        result = np.full(self.num_pdfs, -1, np.int32)
+        for pdf, (phone, state, _) in self.slots().items():
+            result[pdf] = phone * self.num_states + state
+        return result
+
+    def pdfs_of_phone(self, phone: int) -> tuple[int, ...]:
+        """All pdfs of a phone, for instance of silence (phone 0)."""
+        return tuple(np.flatnonzero(self.phone_of_pdf() == phone).tolist())
+
     def content(self) -> tuple[Any, ...]:
         """Everything that makes two topologies differ, to be hashed by its `repr`."""
         return dataclasses.astuple(self)

@@ -7,7 +7,6 @@ from seqtrain.lattices.operations import best_path, occupancies, path_sums, prun
 from seqtrain.lattices.outer import (
     OuterDerivative,
     expected_accuracy,
-    frame_accuracy,
     mmi,
     shuffled_frames,
 )
@@ -22,7 +21,6 @@ __all__ = [
     'best_path',
     'confidences',
     'expected_accuracy',
-    'frame_accuracy',
     'mmi',
     'n_best',
     'occupancies',

@@ -2,7 +2,8 @@
 
 With them frozen, L's gradient is that of Q(θ) = Σ_{t,k} (∂L/∂a_t(k)) · a_t(k; θ): an ordinary
 weighted frame update, so frames of many utterances can be shuffled into one minibatch. The price is
-their age (s2). For criteria inside a jitted step, see `seqtrain.losses`.
+their age (s2). Plain NumPy, for the threads that make the lattices while the device works; the
+criteria inside a jitted step are those of `seqtrain.losses`, with the same values.
 
 κ is the acoustic scale, γ an occupancy, A the accuracy of a path (formulas: Povey 2005; Vesely et
 al. 2013; the curvature is the occupancies' own variance, without terms across frames).
@@ -15,12 +16,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from seqtrain.graphs.topology import Topology
 from seqtrain.lattices.lattice import Lattice, LatticeError
 from seqtrain.lattices.operations import occupancies, path_sums
-
-LEVELS = ('pdf', 'state', 'phone')
-SILENCES = ('as_is', 'one_class', 'wrong')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +68,7 @@ def mmi(
       logits: f32[T, P], the network's outputs now; the lattices are rescored with them.
       priors: f32[P], log-priors to take off the logits (hybrid models).
       boost: b; needs `accuracy`.
-      accuracy: f32[T, P] from `frame_accuracy`.
+      accuracy: f32[T, P], one row of `losses.frame_accuracy`.
       drop_frames: no derivative in frames where numerator and denominator share no pdf: what such a
         frame says is that the lattice is too small or the transcript wrong.
 
@@ -80,7 +77,7 @@ def mmi(
       ValueError: a boost without accuracies.
     """
     if boost and accuracy is None:
-        raise ValueError('A boost needs accuracies; see frame_accuracy.')
+        raise ValueError('A boost needs accuracies; see losses.frame_accuracy.')
     scores = _scores(logits, priors)
     scale = denominator.acoustic_scale
     above = numerator.rescore(scores)
@@ -117,7 +114,8 @@ def expected_accuracy(
     Args:
       denominator: lattice of the utterance; κ is its `acoustic_scale`.
       logits: f32[T, P], the network's outputs now.
-      accuracy: f32[T, P], what pdf k at frame t adds to a path's accuracy.
+      accuracy: f32[T, P], what pdf k at frame t adds to a path's accuracy, for
+        instance from `losses.frame_accuracy`.
       priors: f32[P], log-priors to take off the logits.
 
     Raises:
@@ -140,50 +138,6 @@ def expected_accuracy(
         (lattice.acoustic_scale * derivative).astype(np.float32),
         np.asarray(logits, np.float32),
     )
-
-
-def frame_accuracy(
-    reference: Sequence[int] | np.ndarray,
-    topology: Topology,
-    *,
-    level: str = 'pdf',
-    silence: str = 'as_is',
-    silence_phones: Sequence[int] = (0,),
-) -> np.ndarray:
-    """f32[T, P]: 1 where pdf k is right in frame t of the reference alignment, else 0.
-
-    Args:
-      reference: pdf per frame.
-      topology: says which phone and state a pdf belongs to.
-      level: what must agree: the 'pdf', the 'state' (phone and HMM state), or the 'phone'.
-      silence: 'as_is'; 'one_class': any silence pdf is right in a silence frame (against runaway
-        insertion or deletion of silence); 'wrong': silence frames never count.
-      silence_phones: phones that are silence.
-
-    Raises:
-      ValueError: an unknown level or treatment, or a pdf outside of the topology.
-    """
-    if level not in LEVELS or silence not in SILENCES:
-        raise ValueError(f'level is one of {LEVELS}, silence one of {SILENCES}.')
-    pdfs = np.asarray(reference)
-    if len(pdfs) and (pdfs.min() < 0 or pdfs.max() >= topology.num_pdfs):
-        raise ValueError(f'The reference has pdfs outside of 0..{topology.num_pdfs - 1}.')
-    slots = topology.slots()
-    phones = topology.phone_of_pdf()
-    if level == 'pdf':
-        classes = np.arange(topology.num_pdfs)
-    elif level == 'phone':
-        classes = phones
-    else:
-        states = [slots[k][1] if k in slots else 0 for k in range(topology.num_pdfs)]
-        classes = phones * topology.num_states + np.array(states)
-    right = classes[pdfs][:, None] == classes[None]
-    quiet = np.isin(phones, list(silence_phones))
-    if silence == 'one_class':
-        right |= quiet[pdfs][:, None] & quiet[None]
-    elif silence == 'wrong':
-        right[quiet[pdfs]] = False
-    return right.astype(np.float32)
 
 
 def shuffled_frames(

@@ -100,3 +100,10 @@ def test_loop_probability():
     for kind, probability in [('hmm1', 1.0), ('hmm1', 0.0), ('ctc', 0.5)]:
         with pytest.raises(ValueError, match='loop_probability'):
             Topology.make(kind, 2, loop_probability=probability)
+
+
+def test_states_and_phones_of_pdfs():
+    assert Topology.make('hmm3', 2).state_of_pdf().tolist() == [0, 1, 2, 3, 4, 5]
+    assert Topology.make('chain', 2).state_of_pdf().tolist() == [0, 0, 1, 1]
+    assert Topology.make('ctc', 2).state_of_pdf().tolist() == [-1, 0, 1]
+    assert Topology.make('chain', 2).pdfs_of_phone(1) == (2, 3)

@@ -1,11 +1,12 @@
 """Outer derivatives against enumeration and finite differences."""
 
+import jax
 import numpy as np
 import pytest
 
-from seqtrain.graphs import Topology
+from seqtrain import losses, ops
 from seqtrain.lattices import LatticeError, LatticeGenerator
-from seqtrain.lattices.outer import expected_accuracy, frame_accuracy, mmi, shuffled_frames
+from seqtrain.lattices.outer import expected_accuracy, mmi, shuffled_frames
 
 
 @pytest.fixture
@@ -120,25 +121,36 @@ def test_non_finite_logits_are_refused(pair, scores):
         mmi(pair.numerator, pair.denominator, logits)
 
 
-def test_frame_accuracy_by_hand():
-    topology = Topology.make('hmm3', 2)  # silence: pdfs 0 1 2, phone 1: pdfs 3 4 5
-    reference = [0, 3, 4]
-    as_is = frame_accuracy(reference, topology)
-    np.testing.assert_array_equal(as_is, np.eye(6)[reference])
-    phone = frame_accuracy(reference, topology, level='phone')
-    np.testing.assert_array_equal(phone, [[1, 1, 1, 0, 0, 0]] + 2 * [[0, 0, 0, 1, 1, 1]])
-    one = frame_accuracy(reference, topology, silence='one_class')
-    np.testing.assert_array_equal(one[0], [1, 1, 1, 0, 0, 0])
-    np.testing.assert_array_equal(one[1:], as_is[1:])
-    wrong = frame_accuracy(reference, topology, silence='wrong')
-    np.testing.assert_array_equal(wrong[0], 0)
-    chain = Topology.make('chain', 2)
-    state = frame_accuracy([2, 3], chain, level='state')
-    np.testing.assert_array_equal(state, [[0, 0, 1, 1]] * 2)
-    with pytest.raises(ValueError, match='one of'):
-        frame_accuracy(reference, topology, level='word')
-    with pytest.raises(ValueError, match='outside of 0'):
-        frame_accuracy([9], topology)
+def on_device(criterion, logits):
+    """Value and gradient of a criterion of one utterance in `seqtrain.losses`."""
+    lengths = np.array([len(logits)], np.int32)
+    value, gradient = jax.value_and_grad(lambda a: criterion(a, lengths).value.sum())(logits[None])
+    return float(value), np.asarray(gradient[0])
+
+
+def test_the_device_agrees(pair, graph, scores):
+    logits, accuracy = scores(5, seed=3), random_accuracy(graph)
+    priors = np.linspace(-2, 0, graph.num_pdfs).astype(np.float32)
+    num, den = (
+        ops.pack_batch([lattice.to_fsa()], device=jax.devices()[0])
+        for lattice in (pair.numerator, pair.denominator)
+    )
+    options = {'acoustic_scale': 0.7, 'log_priors': priors}
+    boosted = {'boost': 0.5, 'accuracy': accuracy[None]}
+    value, gradient = on_device(
+        lambda a, n: losses.lf_mmi(a, n, num, den, **options, **boosted), logits
+    )
+    host = mmi(
+        pair.numerator, pair.denominator, logits, priors=priors, boost=0.5, accuracy=accuracy
+    )
+    assert host.value == pytest.approx(value, abs=1e-4)
+    np.testing.assert_allclose(host.derivative, gradient, atol=1e-5)
+    value, gradient = on_device(
+        lambda a, n: losses.bayes_risk(a, n, den, accuracy[None], **options), logits
+    )
+    host = expected_accuracy(pair.denominator, logits, accuracy, priors=priors)
+    assert host.value == pytest.approx(value, abs=1e-4)
+    np.testing.assert_allclose(host.derivative, gradient, atol=1e-5)
 
 
 def test_frames_are_shuffled_without_loss():
