@@ -12,11 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seqtrain.fsa.fsa import Fsa
 from seqtrain.graphs.hlg import DecodingGraph
 from seqtrain.graphs.lexicon import split_words
 from seqtrain.lattices.lattice import Lattice, LatticeError
-from seqtrain.lattices.operations import union
+from seqtrain.lattices.operations import prune, union
 from seqtrain.lattices.search import SearchGraph, compiled, search
+
+_LEAST_BEAM = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,33 @@ class LatticePair:
     @property
     def ok(self) -> bool:
         return not self.reason
+
+    def to_fsas(self, max_states: int, max_arcs: int, *, beam: float = 16.0) -> tuple[Fsa, Fsa]:
+        """Numerator and denominator as acceptors of at most the given sizes.
+
+        For batches of one shape (`ops.pack_batch(..., num_states=, num_arcs=)`). Where they are
+        larger both lattices are pruned with an ever smaller beam, from `beam` on; the numerator
+        stays inside the denominator.
+
+        Raises:
+          LatticeError: not even the best paths fit, or the pair is not `ok`.
+        """
+        if self.numerator is None or self.denominator is None:
+            raise LatticeError(f'There are no lattices: {self.reason}.')
+        numerator, denominator = self.numerator, self.denominator
+        while True:
+            fsas = numerator.to_fsa(), denominator.to_fsa()
+            if all(f.num_states <= max_states and f.num_arcs <= max_arcs for f in fsas):
+                return fsas
+            if beam < _LEAST_BEAM:
+                raise LatticeError(
+                    f'Even the best paths need {max(f.num_states for f in fsas)} states and '
+                    f'{max(f.num_arcs for f in fsas)} arcs; allow more than {max_states} and '
+                    f'{max_arcs}.'
+                )
+            numerator = prune(self.numerator, beam)
+            denominator = union(prune(self.denominator, beam), numerator)
+            beam *= 0.7
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,24 @@ def test_numerator_is_below_denominator_on_the_device(graph, scores):
     assert (num > den - 40).all()
 
 
+def test_acceptors_of_a_fixed_size(graph, scores):
+    matrix = scores(8, scale=1.0)
+    pair = LatticeGenerator(graph, beam=1e3, lattice_beam=12.0).pair(matrix, 'x y')
+    whole = pair.to_fsas(10**6, 10**6)
+    assert whole[1].num_arcs == pair.denominator.to_fsa().num_arcs > 200
+    small = pair.to_fsas(60, 120)
+    assert small[1].num_states <= 60
+    assert small[1].num_arcs <= 120
+    packed = [ops.pack_batch([fsa], 60, 120, device=jax.devices()[0]) for fsa in small]
+    lengths = np.array([8], np.int32)
+    num, den = (ops.log_partition(matrix[None], lengths, side) for side in packed)
+    assert -50 < num - den <= 1e-5
+    with pytest.raises(LatticeError, match='Even the best paths need'):
+        pair.to_fsas(5, 5)
+    with pytest.raises(LatticeError, match='no lattices: The graph does not have'):
+        LatticeGenerator(graph).pair(matrix, 'never').to_fsas(60, 120)
+
+
 def test_the_transcript_is_searched_with_the_graphs_weights(graph, scores, graph_paths):
     matrix = scores(4, seed=2)
     lattice = LatticeGenerator(graph, beam=1e3).reference(matrix, ['hom', 'y'])
