@@ -50,14 +50,18 @@ class _Pool:
         self.pending: list[tuple[int, int]] = []  # (epoch, number), next one last
 
     def open_epoch(self, epoch: int) -> None:
-        """Shuffles the members for an epoch: a function of seed, pool and epoch only."""
-        rng = np.random.default_rng([self._seed, self.number, epoch])
-        order = [self.members[i] for i in rng.permutation(len(self.members))]
-        groups = self._plan(order)
-        self.groups[epoch] = [groups[i] for i in rng.permutation(len(groups))]
+        """Begins an epoch, with nothing of it done."""
+        self.groups[epoch] = self.shuffled(epoch)
         self.done.setdefault(epoch, set())
         self.epoch = max(self.epoch, epoch)
         self._forget_finished()
+
+    def shuffled(self, epoch: int) -> Groups:
+        """The groups of an epoch in order: a function of seed, pool and epoch only."""
+        rng = np.random.default_rng([self._seed, self.number, epoch])
+        order = [self.members[i] for i in rng.permutation(len(self.members))]
+        groups = self._plan(order)
+        return [groups[i] for i in rng.permutation(len(groups))]
 
     def refill(self) -> None:
         """Queues all of the open epochs that is not done, in order."""
@@ -146,6 +150,12 @@ class LeaseBook:
         lease = Lease((pool.number, epoch, number), bucket, tuple(indices))
         self._held[lease.id] = replica
         return lease
+
+    def lease(self, lease_id: tuple[int, int, int]) -> Lease:
+        """The lease of an id, as it was or will be handed out; changes nothing."""
+        pool, epoch, number = lease_id
+        bucket, indices = self._pools[pool].shuffled(epoch)[number]
+        return Lease(lease_id, bucket, tuple(indices))
 
     def complete(self, lease: Lease) -> bool:
         """Marks a lease done; False if it was not held (released meanwhile, or done before)."""

@@ -1,6 +1,7 @@
 """Corpora by name: prepared from archives and folders, without network and without TensorFlow."""
 
 import io
+import socket
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,7 @@ import urllib.error
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core.utils import gcs_utils
 
 from seqtrain.data import corpora, features, kaldi
 from seqtrain.data.builders import archives, fsdd, synth_digits, yesno
@@ -92,6 +94,16 @@ def test_fsdd_from_a_folder_and_a_changed_folder_is_another_corpus(tmp_path, mak
     (folder / '4_ann_0.wav').write_bytes(make_audio(container='WAV'))
     second = corpora.load('fsdd', 'test', source=folder, cache_dir=tmp_path / 'cache')
     assert [u.text for u in second.utterances] == ['three', 'four']
+
+
+def test_preparing_from_a_local_source_asks_no_server(yesno_archive, tmp_path, monkeypatch):
+    def refuse(*args):
+        pytest.fail('a server was asked')
+
+    monkeypatch.setattr(gcs_utils, 'gcs_dataset_info_files', refuse)
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    assert corpora.load('yesno', 'test', source=yesno_archive, cache_dir=tmp_path).utterances
 
 
 def test_a_prepared_corpus_is_not_made_again(yesno_archive, tmp_path, monkeypatch):

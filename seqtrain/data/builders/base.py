@@ -22,6 +22,13 @@ from seqtrain.data.utterance import Utterance
 Pronunciations = Mapping[str, Sequence[str]]
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Stays on this machine: TFDS asks Google's storage for a description of every new corpus."""
+
+    def initialize_from_bucket(self) -> None:
+        """There is nothing to fetch."""
+
+
 class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A corpus with the splits `train` and `test`.
 
@@ -40,7 +47,7 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=(self.__doc__ or '').strip(),
             features=tfds.features.FeaturesDict(
