@@ -88,7 +88,7 @@ def test_best_path_is_the_brute_force_best(lexicon, kind, silence):
     for order, smoothing in [(1, 'witten-bell'), (2, 'witten-bell'), (3, 'kneser-ney')]:
         model = NGramLm.estimate(SENTENCES, order, smoothing=smoothing)
         graph = decoding_graph(lexicon, topology, model, silence_probability=silence)
-        for _ in range(3):
+        for _ in range(2):
             scores = rng.normal(scale=2.0, size=(frames, topology.num_pdfs)).astype(np.float32)
             found = Decoder(graph, beam=100.0).decode(scores)
             score, words = best_by_brute_force(scores, lexicon, topology, model, silence)
