@@ -6,6 +6,7 @@ not, `log_domain.py` redoes the utterance. Nothing here knows of criteria.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -27,14 +28,14 @@ class Pass(NamedTuple):
     trusted: jax.Array
 
 
-# Forward and backward totals of a frame may differ by rounding only (natural log).
+# Forward and backward totals of a frame may differ by rounding only (relative).
 TOLERANCE = 2e-4
 
 
 def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
     """Sums over all paths, with the occupancies of every pdf in every frame.
 
-    α_{t+1}(d) = Σ_{arcs s→d} α_t(s) w e_t(pdf), scaled to Σ_d α = 1 in every frame; β likewise;
+    α_{t+1}(d) = Σ_{arcs s→d} α_t(s) w e_t(pdf), scaled to a sum near 1 in every frame; β likewise;
     γ_t(p) = Σ_{arcs with p} α_t(s) w e_t(p) β_{t+1}(d), normalised in every frame (Rabiner 1989,
     eqs. 19-27 and 91-97, for arcs). An utterance is trusted if Σ α w e β agrees with the total of
     the forward pass in every frame: a path that underflowed in one direction shows there.
@@ -53,50 +54,48 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
     emit, log_emit, in_range = _emissions(scores, active, view)
     prob = jnp.exp(view.weights(graph.weight))
     initial, final = (_per_state(view, w) for w in (graph.initial, graph.final))
-    state = jax.tree.map(lambda x: x, initial)
-    alpha = _leak_forward(view, jnp.broadcast_to(state, _state_shape(view)), initial, leaky)
+    alpha = jnp.broadcast_to(initial, _state_shape(view))
+    alpha, power = _rescaled(view, _leak_forward(view, alpha, initial, leaky))
 
     def forward(carry, frame):
-        alpha, log_scale = carry
+        alpha, power = carry
         emit_t, active_t = frame
         inner = _inner(view, alpha, prob)
-        new = _into_states(view, inner, emit_t)
-        new = _leak_forward(view, new, initial, leaky)
-        new, log_total = _rescaled(view, new)
-        keep = view.spread(active_t)
-        after = (jnp.where(keep, new, alpha), jnp.where(active_t, log_scale + log_total, log_scale))
-        return after, (inner if graph.group is not None else alpha, log_scale)
+        new = _leak_forward(view, _into_states(view, inner, emit_t), initial, leaky)
+        new, more = _rescaled(view, new)
+        after = (
+            jnp.where(view.spread(active_t), new, alpha),
+            power + jnp.where(active_t, more, 0),
+        )
+        return after, (inner if graph.group is not None else alpha, power)
 
-    alpha, log_scale0 = _rescaled(view, alpha)
-    (alpha, log_scale), history = jax.lax.scan(forward, (alpha, log_scale0), (emit, active))
+    (alpha, power), history = jax.lax.scan(forward, (alpha, power), (emit, active))
     end = view.total(alpha * final)
-    log_alpha = _log(end) + log_scale
 
     def backward(carry, frame):
-        beta, log_scale = carry
-        emit_t, active_t, (kept, log_scale_alpha) = frame
+        beta, power_beta = carry
+        emit_t, active_t, (kept, power_alpha) = frame
         inner = kept if graph.group is not None else _inner(view, kept, prob)
         outer = _from_states(view, beta, emit_t)
         gamma = view.add_at(inner * outer, _pdf(graph), view.num_pdfs)
         total = view.total(gamma)
-        gap = jnp.abs(_log(total) + log_scale_alpha + log_scale - log_alpha)
+        ratio = total * _power_of_two(power_alpha + power_beta - power) / end
         new = view.add_at(_at_arcs(view, outer) * prob, graph.src, graph.num_states)
-        new = _leak_backward(view, new, initial, leaky)
-        new, log_total = _rescaled(view, new)
+        new, more = _rescaled(view, _leak_backward(view, new, initial, leaky))
         keep = view.spread(active_t)
         gamma = jnp.where(keep & (view.spread(total) > 0), gamma, 0.0)
         gamma = gamma / view.spread(jnp.where(total > 0, total, 1.0))
-        after = (jnp.where(keep, new, beta), jnp.where(active_t, log_scale + log_total, log_scale))
-        return after, (gamma, jnp.where(active_t, gap, 0.0))
+        after = (jnp.where(keep, new, beta), power_beta + jnp.where(active_t, more, 0))
+        return after, (gamma, ~active_t | (jnp.abs(ratio - 1) <= TOLERANCE))
 
     beta = jnp.broadcast_to(final, _state_shape(view))
-    beta = _leak_backward(view, beta, initial, leaky)
-    beta, log_scale_beta = _rescaled(view, beta)
-    _, (gamma, gap) = jax.lax.scan(
-        backward, (beta, log_scale_beta), (emit, active, history), reverse=True
+    beta, power_beta = _rescaled(view, _leak_backward(view, beta, initial, leaky))
+    _, (gamma, agrees) = jax.lax.scan(
+        backward, (beta, power_beta), (emit, active, history), reverse=True
     )
-    trusted = in_range & (end > 0) & jnp.isfinite(log_alpha) & (gap.max(0) <= TOLERANCE)
-    return Pass(log_alpha + log_emit, view.utterances_first(gamma), trusted & ~layout.wide(graph))
+    log_z = jnp.log(jnp.where(end > 0, end, 1.0)) + power * math.log(2) + log_emit
+    sound = in_range & (end > 0) & jnp.isfinite(log_z) & agrees.all(0)
+    return Pass(log_z, view.utterances_first(gamma), sound & ~layout.wide(graph))
 
 
 def _emissions(scores, active, view: layout.Layout):
@@ -159,10 +158,16 @@ def _leak_backward(view: layout.Layout, beta, initial, leaky: float):
 
 
 def _rescaled(view: layout.Layout, x):
-    """x / Σx and log Σx; a vanished sum leaves x (all zero) and gives −inf."""
-    total = view.total(x)
-    return x / view.spread(jnp.where(total > 0, total, 1.0)), _log(total)
+    """x · 2^−k with a sum between 1 and 2, and k i32[B]; k = 0 where the sum is 0.
+
+    Powers of two make the scaling exact; their exponents add up without rounding, so that totals
+    of utterances of any length can be compared.
+    """
+    bits = jax.lax.bitcast_convert_type(view.total(x), jnp.int32) >> 23
+    exponent = jnp.where((bits > 0) & (bits < 255), bits - 127, 0)
+    return x * view.spread(_power_of_two(-exponent)), exponent
 
 
-def _log(x):
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
+def _power_of_two(k):
+    """2^k for integers k, held within the range of normal floats."""
+    return jax.lax.bitcast_convert_type((jnp.clip(k, -126, 127) + 127) << 23, jnp.float32)

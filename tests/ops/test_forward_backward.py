@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
+from seqtrain.ops import scaled
 
 BACKENDS = ops.backends()
 FRAMES, PDFS = 6, 3
@@ -202,6 +203,18 @@ def test_gradient_is_the_occupancy_and_composes(backend):
     mapped = jax.vmap(jax.grad(total))(stack)
     for one, s in zip(mapped, stack, strict=True):
         np.testing.assert_allclose(one, jax.grad(total)(s), rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_over_long_utterances_does_not_look_like_a_lost_path():
+    # The log domain would give the same numbers, only many times later.
+    graph = ops.pack(oracles.hmm_fsa(np.random.default_rng(2), 30, 200, 7))
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2000, 7)), jnp.float32)
+    lengths = np.full(4, 2000, np.int32)
+    out = jax.jit(lambda s: scaled.forward_backward(s, lengths, graph, 0.0))(scores)
+    assert np.all(out.trusted)
+    log_z, gamma = ops.occupancies(scores, lengths, graph, backend='auto')
+    np.testing.assert_allclose(out.log_z, log_z, rtol=1e-6)
+    np.testing.assert_allclose(out.gamma, gamma, atol=1e-5)
 
 
 def test_second_derivatives_are_refused():

@@ -1,0 +1,106 @@
+"""What is particular to the C++ core: lanes, both directions at once, checkpoints, threads."""
+
+import concurrent.futures
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from seqtrain import ops
+from seqtrain.fsa import Fsa
+from seqtrain.ops import cpu
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason='the C++ core is not built')
+
+
+def graph_of(make, states=40, arcs=200, pdfs=7, seed=0):
+    """A larger random graph that always has paths: all states start and end."""
+    fsa = make(np.random.default_rng(seed), states, arcs, pdfs)
+    ends = np.random.default_rng(seed + 1).normal(size=states)
+    return Fsa(fsa.src, fsa.dst, fsa.pdf, fsa.weight, ends, ends[::-1])
+
+
+def ragged(batch, frames, pdfs=7, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(batch, frames, pdfs)).astype(np.float32)
+    return jnp.asarray(scores), rng.integers(1, frames + 1, size=batch).astype(np.int32)
+
+
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@pytest.mark.parametrize('leaky', [0.0, 0.05])
+def test_every_number_of_lanes_agrees_with_xla(make, leaky):
+    # 1 runs both directions at once; 3, 7 and 33 leave lanes empty; lengths differ.
+    graph = ops.pack(graph_of(make))
+    scores, lengths = ragged(33, 12)
+    want_z, want = ops.occupancies(scores, lengths, graph, leaky=leaky, backend='xla')
+    for batch in (1, 3, 7, 16, 33):
+        log_z, gamma = ops.occupancies(
+            scores[:batch], lengths[:batch], graph, leaky=leaky, backend='cpu'
+        )
+        np.testing.assert_allclose(log_z, want_z[:batch], rtol=1e-5)
+        np.testing.assert_allclose(gamma, want[:batch], atol=1e-5)
+
+
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+def test_checkpoints_change_nothing(make):
+    # One utterance of this graph needs more history than a job may hold.
+    graph = ops.pack(graph_of(make, states=30_000, arcs=31_000, pdfs=3))
+    frames = 2400
+    scores, _ = ragged(1, frames, pdfs=3)
+    lengths = np.array([frames], np.int32)
+    # Split by hand in the middle: Z = Σ_s α(s) β(s) is what a second, shorter problem gives.
+    log_z, gamma = ops.occupancies(scores, lengths, graph, backend='cpu')
+    np.testing.assert_allclose(gamma.sum(-1), np.ones((1, frames)), atol=1e-5)
+    want_z, want = ops.occupancies(scores, lengths, graph, backend='xla')
+    np.testing.assert_allclose(log_z, want_z, rtol=1e-5)
+    np.testing.assert_allclose(gamma, want, atol=2e-5)
+
+
+def test_four_devices_from_four_threads_at_once():
+    devices = jax.devices('cpu')[:4]
+    if len(devices) < 4:
+        pytest.skip('needs four host devices')
+    fsa = graph_of(oracles.hmm_fsa)
+    scores, lengths = ragged(24, 30)
+    want_z, want = ops.occupancies(scores, lengths, ops.pack(fsa), backend='xla')
+    barrier = threading.Barrier(4)
+
+    def replica(device):
+        graph = jax.device_put(ops.pack(fsa), device)
+        mine = jax.device_put(scores, device)
+        step = jax.jit(lambda s, g: ops.occupancies(s, lengths, g, backend='cpu'))
+        barrier.wait(timeout=60)
+        return [jax.device_get(step(mine, graph)) for _ in range(10)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        runs = [run for result in pool.map(replica, devices) for run in result]
+    for log_z, gamma in runs:
+        np.testing.assert_allclose(log_z, want_z, rtol=1e-5)
+        np.testing.assert_allclose(gamma, want, atol=1e-5)
+
+
+def test_results_do_not_depend_on_the_neighbours_in_the_lanes():
+    graph = ops.pack(graph_of(oracles.hmm_fsa))
+    scores, lengths = ragged(20, 15)
+    _, together = ops.occupancies(scores, lengths, graph, backend='cpu')
+    spoiled = scores.at[1::2].set(jnp.nan)
+    log_z, alone = ops.occupancies(spoiled, lengths, graph, backend='cpu')
+    assert np.all(np.isnan(log_z[1::2]))
+    assert not np.any(alone[1::2])
+    np.testing.assert_array_equal(alone[::2], together[::2])
+
+
+def test_lengths_outside_the_batch_are_an_error():
+    scores, _ = ragged(2, 5)
+    graph = ops.pack(graph_of(oracles.hmm_fsa))
+    with pytest.raises(Exception, match='between 0 and T'):
+        jax.block_until_ready(
+            ops.occupancies(scores, np.array([6, 2], np.int32), graph, backend='cpu')
+        )
+
+
+def test_the_chosen_instructions_have_a_name():
+    assert cpu.instructions() in ('avx512', 'avx2', 'base')

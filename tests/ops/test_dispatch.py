@@ -1,0 +1,73 @@
+"""The choice of a backend, and what compiles when."""
+
+import importlib
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from seqtrain import ops
+from seqtrain.ops import cpu, dispatch
+
+
+def test_without_the_core_it_says_so_once_and_runs_on_xla(monkeypatch, caplog):
+    monkeypatch.setattr(cpu, '_HERE', cpu._HERE / 'nowhere')
+    cpu.available.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger='seqtrain'):
+            assert not cpu.available()
+            assert not cpu.available()
+        assert len(caplog.records) == 1
+        assert 'C++ compiler' in caplog.text
+        assert dispatch.backends() == ('xla',)
+        with pytest.raises(ValueError, match='not built'):
+            dispatch.check('cpu')
+        with pytest.raises(RuntimeError, match='not built'):
+            cpu.instructions()
+    finally:
+        cpu.available.cache_clear()
+
+
+def test_one_compilation_per_shape_whatever_the_graphs():
+    rng = np.random.default_rng(0)
+    traces = []
+
+    @jax.jit
+    def step(scores, lengths, graphs):
+        traces.append(1)
+        return ops.log_partition(scores, lengths, graphs)
+
+    for _ in range(3):
+        fsas = [oracles.random_fsa(rng, rng.integers(1, 5), rng.integers(1, 9), 3) for _ in 'ab']
+        graphs = ops.pack_batch(fsas, num_states=5, num_arcs=10, num_pdfs=3)
+        step(jnp.zeros((2, 4, 3)), jnp.array([4, 3], jnp.int32), graphs)
+    assert len(traces) == 1
+
+
+def test_vmap_over_graphs_and_scores():
+    rng = np.random.default_rng(1)
+    fsas = [oracles.random_fsa(rng, 4, 9, 3) for _ in range(6)]
+    scores = jnp.asarray(rng.normal(size=(3, 2, 5, 3)), jnp.float32)
+    lengths = jnp.array([5, 3], jnp.int32)
+    batches = [ops.pack_batch(fsas[i : i + 2], 4, 9) for i in (0, 2, 4)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+    mapped = jax.vmap(lambda s, g: ops.log_partition(s, lengths, g))(scores, stacked)
+    for i, graphs in enumerate(batches):
+        np.testing.assert_allclose(
+            mapped[i], ops.log_partition(scores[i], lengths, graphs), rtol=1e-6
+        )
+    shared = [ops.pack(f) for f in fsas[:3]]
+    if all(g.group is None for g in shared):
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *shared)
+        mapped = jax.vmap(lambda s, g: ops.log_partition(s, lengths, g))(scores, stacked)
+        for i, graph in enumerate(shared):
+            np.testing.assert_allclose(
+                mapped[i], ops.log_partition(scores[i], lengths, graph), rtol=1e-6
+            )
+
+
+def test_importing_ops_needs_no_device():
+    assert importlib.import_module('seqtrain.ops').BACKENDS == ('auto', 'xla', 'cpu')
