@@ -14,6 +14,11 @@ def get_config():
     config.name = 'demo'
     config.data.corpus = 'synth_digits'
     config.data.batch_size = 16
+    config.data.speeds = (0.9, 1.0, 1.1)
+    config.data.spec_augment = True
+    config.bootstrap.rounds = 6
+    config.bootstrap.updates = 100
+    config.mmi.updates = 600
     config.exchange.num_replicas = 4
     config.exchange.num_shards = 2
     return config

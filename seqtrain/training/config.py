@@ -99,6 +99,14 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A run's own config again; fields that came later have their defaults."""
+    config = default()
+    with config.unlocked():
+        config.update(ml_collections.ConfigDict(values, convert_dict=True))
+    return config
+
+
 def section(cls: type[T], config: ml_collections.ConfigDict, **extra: Any) -> T:
     """Builds the frozen dataclass `cls` from a section of the config and `extra` fields.
 

@@ -8,8 +8,6 @@ import pathlib
 import time
 from typing import Any
 
-import ml_collections
-
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.decoding import Decoder, score_wer, write_text
@@ -35,7 +33,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
       Counts, seconds, real-time factor, and the error rate where there are references.
     """
     with Workdir(path, None) as workdir:
-        config = _config(workdir)
+        config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
         files, graphs = recognizer.ModelFiles.read(workdir.path / 'model')
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
@@ -70,14 +68,6 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         counts = pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
         result = {**counts, **result}
     return result
-
-
-def _config(workdir: Workdir) -> ml_collections.ConfigDict:
-    """The run's config; fields that came later have their defaults."""
-    config = config_lib.default()
-    with config.unlocked():
-        config.update(ml_collections.ConfigDict(workdir.config, convert_dict=True))
-    return config
 
 
 def _parameters(config, workdir: Workdir, params: Any) -> Any:

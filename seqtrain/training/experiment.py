@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,11 +17,10 @@ import ml_collections
 import numpy as np
 
 from seqtrain import exchange, ops
-from seqtrain.data.leases import LeaseBook, split_by_speaker
 from seqtrain.training import align, assembly, bootstrap, devices, evaluate, run_report, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
-from seqtrain.training.leasing import LeaseDesk
+from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
 from seqtrain.training.replica import CompileGate, Work
 from seqtrain.training.stage import Stage, plan, run_stage
@@ -69,7 +67,7 @@ class Experiment:
         self.batcher = assembly.batcher(config, self.data)
         self.denominator = jax.device_get(ops.pack(self.data.denominator))
         self.devices = devices.replica_devices(config.exchange.num_replicas)
-        self.book = self._lease_book()
+        self.book = lease_book(config, self.data)
         self.gate = CompileGate()
         self.labels: list[np.ndarray] = []
         self.log_prior = np.zeros(0, np.float32)
@@ -126,8 +124,9 @@ class Experiment:
             self.server.set_rule(assembly.rule(self.config, stage.kind), note=stage.name)
         if stage.realign:
             batcher = Batcher(self.data, self.config.seed)
+            mine = parts(self.config, self.data)
             self.labels = align.realign(
-                self._align, params, batcher, self.labels, self.devices, self._parts()
+                self._align, params, batcher, self.labels, self.devices, mine
             )
             self.log_prior = self._priors()
 
@@ -206,29 +205,3 @@ class Experiment:
 
     def _priors(self) -> np.ndarray:
         return bootstrap.log_priors(self.labels, self.data.topology.num_pdfs)
-
-    def _lease_book(self) -> LeaseBook:
-        data, frames = self.data, self.data.features.num_frames
-        return LeaseBook(
-            len(data),
-            lambda order: data.buckets.plan(order, frames.tolist()),
-            self.config.exchange.num_replicas,
-            self.config.seed,
-            speakers=data.features.speakers if self._by_speaker else None,
-            weights=frames,
-        )
-
-    @property
-    def _by_speaker(self) -> bool:
-        split_by = self.config.data.split_by
-        if split_by not in ('utterance', 'speaker'):
-            raise ValueError(f'config.data.split_by is {split_by!r}; choose utterance or speaker.')
-        return split_by == 'speaker'
-
-    def _parts(self) -> Sequence[Sequence[int]]:
-        """The utterances that each replica aligns: its own."""
-        num = self.config.exchange.num_replicas
-        if not self._by_speaker:
-            return [range(n, len(self.data), num) for n in range(num)]
-        features = self.data.features
-        return split_by_speaker(features.speakers, num, features.num_frames)

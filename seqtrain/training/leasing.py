@@ -1,10 +1,43 @@
-"""A stage's budget of updates, handed out as leases to threads."""
+"""Who trains on what: the run's lease book, and a stage's budget handed out to threads."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
-from seqtrain.data.leases import Lease, LeaseBook
+import ml_collections
+
+from seqtrain.data.leases import Lease, LeaseBook, split_by_speaker
+from seqtrain.training.prepare import TrainingData
+
+
+def lease_book(config: ml_collections.ConfigDict, data: TrainingData) -> LeaseBook:
+    """The book of a run: one pool of utterances, or one per replica by speakers."""
+    frames = data.features.num_frames
+    return LeaseBook(
+        len(data),
+        lambda order: data.buckets.plan(order, frames.tolist()),
+        config.exchange.num_replicas,
+        config.seed,
+        speakers=data.features.speakers if by_speaker(config) else None,
+        weights=frames,
+    )
+
+
+def parts(config: ml_collections.ConfigDict, data: TrainingData) -> list[Sequence[int]]:
+    """The utterances that each replica aligns: its own speakers', or every N-th."""
+    num = config.exchange.num_replicas
+    if not by_speaker(config):
+        return [range(n, len(data), num) for n in range(num)]
+    return list(split_by_speaker(data.features.speakers, num, data.features.num_frames))
+
+
+def by_speaker(config: ml_collections.ConfigDict) -> bool:
+    """Whether replicas are disjoint by speaker."""
+    split_by = config.data.split_by
+    if split_by not in ('utterance', 'speaker'):
+        raise ValueError(f'config.data.split_by is {split_by!r}; choose utterance or speaker.')
+    return split_by == 'speaker'
 
 
 class LeaseDesk:

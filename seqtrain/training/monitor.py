@@ -1,14 +1,16 @@
 """What a run remembers of its updates: in memory, as JSON lines, in TensorBoard, on the screen.
 
-Replicas call `add` from their threads; the main thread waits on `wait_for`. Two files grow by lines
-and are never rewritten: `updates.jsonl`, each push as its replica saw it, and
-`events.jsonl`, what the shards did (see `exchange.eventlog`). After a crash both may know of more
-updates than the checkpoint; their numbers are then given once more, and the later line counts.
+Replicas call `add` from their threads; the main thread waits on `wait_for`. Three files grow by
+lines and are never rewritten: `pushes.jsonl`, which lease each push came from; `updates.jsonl`,
+each update as its replica saw it; `events.jsonl`, what the shards did (see `exchange.eventlog`).
+After a crash they may know of more updates than the checkpoint; their numbers are then given once
+more, and the later line counts.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -20,9 +22,10 @@ from typing import TextIO
 from rich import progress as rich_progress
 from tensorboardX import SummaryWriter
 
-from seqtrain.exchange import Event, eventlog
+from seqtrain.data.leases import Lease
+from seqtrain.exchange import Event, Versions, eventlog
 
-UPDATES, EVENTS = 'updates.jsonl', 'events.jsonl'
+UPDATES, EVENTS, PUSHES = 'updates.jsonl', 'events.jsonl', 'pushes.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Monitor:
         known = {row.number: row for row in read_updates(folder)}
         self.updates = [known[number] for number in range(1, resume_at + 1)]
         self._file = _append(folder / UPDATES)
+        self._pushes = _append(folder / PUSHES)
         log = folder / EVENTS
         self.events: list[Event] = eventlog.read(log)[1] if log.exists() else []
         self._log = eventlog.EventLog(log)
@@ -91,6 +95,12 @@ class Monitor:
             staleness='-',
         )
         self._bar.start()
+
+    def pushed(self, stage: str, replica: int, versions: Versions, seq: int, lease: Lease) -> None:
+        """Notes what a push was made from, at once: a replay needs it whatever happens next."""
+        row = [stage, replica, versions.generations[0], seq, lease.id]
+        with self._condition:
+            self._pushes.write(json.dumps(row) + '\n')
 
     def add(self, update: Update) -> None:
         """Takes one update; called in the replicas' threads."""
@@ -132,6 +142,7 @@ class Monitor:
         self._writer.close()
         self._log.close()
         self._file.close()
+        self._pushes.close()
 
     def frames_per_s(self, stage: str) -> float:
         """Output frames per second of a stage, over all replicas, compilation left out.
@@ -163,18 +174,28 @@ class Monitor:
 
 
 def read_updates(folder: pathlib.Path) -> list[Update]:
-    """All lines of a run's `updates.jsonl`; a line torn by a crash ends it."""
-    file = folder / UPDATES
-    text = file.read_text(encoding='utf-8') if file.exists() else ''
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn: the run went on in the next line
+    """All updates of a run's `updates.jsonl`."""
+    updates = []
+    for row in _read(folder / UPDATES):
         row['lease'], row['versions'] = tuple(row['lease']), tuple(row['versions'])
         row['invalid'] = [tuple(pair) for pair in row['invalid']]
-        rows.append(Update(**row))
+        updates.append(Update(**row))
+    return updates
+
+
+def read_pushes(folder: pathlib.Path) -> dict[tuple[int, int, int], tuple[str, tuple]]:
+    """(stage, lease id) of each push by (replica, generation, seq)."""
+    return {
+        (replica, generation, seq): (stage, tuple(lease))
+        for stage, replica, generation, seq, lease in _read(folder / PUSHES)
+    }
+
+
+def _read(file: pathlib.Path) -> list[Any]:
+    rows = []
+    for line in file.read_text(encoding='utf-8').splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # torn by a crash
+            rows.append(json.loads(line))
     return rows
 
 

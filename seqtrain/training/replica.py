@@ -112,6 +112,7 @@ def run_replica(
             (work.stage, number, batch.shape), lambda: work.step(pulled.params, batch.device, *args)
         )
         seq = client.push(gradients, pulled.versions, frames=float(max(1, batch.frames)))
+        monitor.pushed(work.stage, number, pulled.versions, seq, lease)
         current = _InFlight(lease, batch, seq, pulled.versions, metrics, started, ready)
         if previous is not None:
             _report(number, previous, work.stage, desk, monitor)

@@ -16,11 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from seqtrain import losses, models, ops
+from seqtrain import exchange, losses, models, ops
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -141,10 +140,7 @@ def make_step(network: Network, make_criterion: Callable[..., Criterion], clip_n
         criterion = make_criterion(*args)
         (loss, metrics), outer = jax.value_and_grad(criterion, has_aux=True)(logits, lengths, batch)
         (gradients,) = back_propagate(outer)
-        norm = optax.global_norm(gradients)
-        if clip_norm:
-            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
-            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        gradients, norm = exchange.clip(gradients, clip_norm or jnp.inf)
         metrics |= {
             'loss': loss,
             'gradient_norm': norm,

@@ -12,7 +12,16 @@ import pytest
 from seqtrain import ops
 from seqtrain.data.leases import LeaseBook
 from seqtrain.exchange import ExchangeError, Partition, eventlog, rules
-from seqtrain.training import align, assembly, bootstrap, experiment, monitor, replica, steps
+from seqtrain.training import (
+    align,
+    assembly,
+    bootstrap,
+    experiment,
+    monitor,
+    replay,
+    replica,
+    steps,
+)
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import CheckpointError, Checkpoints
 from seqtrain.training.workdir import Workdir
@@ -191,3 +200,36 @@ def test_a_server_that_is_gone_is_reported(make_config, tmp_path, monkeypatch):
         with pytest.raises(ExchangeError, match='closed'):
             run.train()
         run.close()
+
+
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_replay_ends_with_the_same_bits(make_config, tmp_path, monkeypatch, interrupted):
+    config = make_config(
+        exchange__num_shards=2, model__dropout=0.1, data__spec_augment=True, exchange__rule='sgd'
+    )
+    if interrupted:
+        real, seen = monitor.Monitor.add, []
+
+        def add(self, update):
+            real(self, update)
+            seen.append(update)
+            if len(seen) == 7:
+                raise RuntimeError('power cut')
+
+        monkeypatch.setattr(monitor.Monitor, 'add', add)
+        with pytest.raises(RuntimeError, match='power cut'):
+            experiment.run(config, tmp_path, quiet=True)
+        monkeypatch.undo()
+    experiment.run(config, tmp_path, quiet=True)
+    result = replay.run(tmp_path)
+    assert result['identical']
+    assert result['pushes'] >= 14
+
+
+def test_replay_of_a_changed_log_differs(make_config, tmp_path):
+    experiment.run(make_config(), tmp_path, quiet=True)
+    log = tmp_path / monitor.PUSHES
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows[0][-1], rows[1][-1] = rows[1][-1], rows[0][-1]
+    log.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert not replay.run(tmp_path)['identical']
