@@ -10,7 +10,7 @@ from seqtrain.lattices.lattice import Lattice
 from seqtrain.lattices.operations import prune
 from seqtrain.lattices.tools import word_fst
 
-_STEP_X, _STEP_Y, _RADIUS, _MARGIN = 110, 56, 9, 30
+_STEP_X, _STEP_Y, _RADIUS, _MARGIN = 110, 80, 9, 30
 
 
 def to_svg(lattice: Lattice, *, beam: float = 5.0, max_states: int = 60) -> str:
@@ -52,18 +52,13 @@ def _draw(arcs, finals: list[float], words) -> str:
     through = _through(arcs, finals)
     places = _places(arcs, len(finals))
     lines = []
-    for (src, dst, word, _), cost in zip(arcs, through, strict=True):
-        width = max(0.6, 4.0 - 0.6 * cost)
-        colour = '#b3380f' if cost < 1e-3 else '#55606b'
-        (x1, y1), (x2, y2) = places[src], places[dst]
-        bend = 0 if abs(x2 - x1) <= _STEP_X and y1 == y2 else -24
-        middle = ((x1 + x2) / 2, (y1 + y2) / 2 + bend)
-        lines.append(
-            f'<path d="M{x1} {y1} Q{middle[0]} {middle[1] + bend} {x2} {y2}" fill="none" '
-            f'stroke="{colour}" stroke-width="{width:.1f}"/>'
-            f'<text x="{middle[0]}" y="{middle[1] - 6}" text-anchor="middle" fill="{colour}">'
-            f'{html.escape(words[word])}</text>'
-        )
+    drawn: dict[tuple[int, int], int] = {}
+    for (src, dst, word, _), cost in sorted(
+        zip(arcs, through, strict=True), key=lambda entry: entry[1]
+    ):
+        beside = drawn.get((src, dst), 0)  # arcs that share both ends are drawn side by side
+        drawn[src, dst] = beside + 1
+        lines.append(_arc(places[src], places[dst], words[word], cost, beside))
     for state, (x, y) in enumerate(places):
         inner = f'<circle cx="{x}" cy="{y}" r="{_RADIUS - 3}" fill="none" stroke="#222"/>'
         lines.append(
@@ -77,6 +72,22 @@ def _draw(arcs, finals: list[float], words) -> str:
         f'width="{width}" height="{height}" font-family="sans-serif" font-size="12">'
         + ''.join(lines)
         + '</svg>'
+    )
+
+
+def _arc(start: tuple[int, int], end: tuple[int, int], word: str, cost: float, beside: int) -> str:
+    (x1, y1), (x2, y2) = start, end
+    width = max(0.6, 4.0 - 0.6 * cost)
+    colour = '#b3380f' if cost < 1e-3 else '#55606b'
+    over_others = y1 == y2 and x2 - x1 > _STEP_X
+    bend = -22 * (beside + over_others)  # how far the middle of the curve is lifted
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2 + bend
+    return (
+        f'<path d="M{x1} {y1} Q{x:g} {y + bend:g} {x2} {y2}" fill="none" stroke="{colour}" '
+        f'stroke-width="{width:.1f}"/>'
+        f'<text x="{x:g}" y="{y - 5:g}" text-anchor="middle" fill="{colour}" stroke="#fff" '
+        f'stroke-width="3" paint-order="stroke">'
+        f'{html.escape(word)}</text>'
     )
 
 
@@ -115,5 +126,5 @@ def _places(arcs, num_states: int) -> list[tuple[int, int]]:
     for state in range(num_states):
         row = seen.get(depth[state], 0)
         seen[depth[state]] = row + 1
-        places.append((_MARGIN + depth[state] * _STEP_X, 2 * _MARGIN + row * _STEP_Y))
+        places.append((_MARGIN + depth[state] * _STEP_X, 4 * _MARGIN + row * _STEP_Y))
     return places
