@@ -52,14 +52,18 @@ class CompileGate:
         self._lock = threading.Lock()
         self._seen: set[tuple] = set()
 
-    def run(self, key: tuple, call: Callable[[], Any]) -> Any:
-        """Returns `call()`; under the lock the first time that `key` is seen."""
+    def compile(self, key: tuple, call: Callable[[], Any]) -> bool:
+        """Runs `call()` to its end under the lock, the first time that `key` is seen.
+
+        Returns:
+          Whether it ran: the parameters at hand may then be old, because others went on.
+        """
         if key in self._seen:
-            return call()
+            return False
         with self._lock:
-            result = call()
+            jax.block_until_ready(call())
             self._seen.add(key)
-            return result
+        return True
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,10 +111,11 @@ def run_replica(
         if not overlap:
             client.flush()
         pulled = client.latest()
+        key = (work.step, number, batch.shape)
+        if gate.compile(key, lambda: work.step(pulled.params, batch.device, *args)):
+            pulled = client.pull() or pulled  # the others went on meanwhile
         ready = time.perf_counter()
-        gradients, metrics = gate.run(
-            (work.stage, number, batch.shape), lambda: work.step(pulled.params, batch.device, *args)
-        )
+        gradients, metrics = work.step(pulled.params, batch.device, *args)
         seq = client.push(gradients, pulled.versions, frames=float(max(1, batch.frames)))
         monitor.pushed(work.stage, number, pulled.versions, seq, lease)
         current = _InFlight(lease, batch, seq, pulled.versions, metrics, started, ready)

@@ -1,0 +1,117 @@
+"""A replica's step: the two halves give the whole gradient; a bad utterance gives none."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seqtrain import losses, models, ops
+from seqtrain.graphs import Lexicon, PhoneLm, Topology, denominator, numerator, training_phones
+from seqtrain.training import steps
+
+LEXICON = Lexicon.from_dict({'yes': 'Y EH S', 'no': 'N OW'})
+TEXTS = ['yes no', 'no', 'no yes no']
+TOPOLOGY = Topology.make('chain', len(LEXICON.phones))
+
+
+@pytest.fixture(scope='module')
+def setting():
+    phone_lm = PhoneLm.estimate(training_phones(TEXTS, LEXICON), LEXICON.phones, order=3)
+    model = models.Tdnn(models.TdnnConfig(5, TOPOLOGY.num_pdfs, 8), rngs=nnx.Rngs(0))
+    network, params = steps.Network.make(model)
+    rng = np.random.default_rng(0)
+    lengths = np.array([60, 45, 60], np.int32)
+    batch = steps.DeviceBatch(
+        rng.normal(size=(3, 60, 5)).astype(np.float32),
+        lengths,
+        rng.integers(-1, TOPOLOGY.num_pdfs, (3, 20)).astype(np.int32),
+        ops.pack_batch([numerator(text, LEXICON, TOPOLOGY, phone_lm) for text in TEXTS]),
+        np.uint32(0),
+    )
+    log_prior = rng.normal(size=TOPOLOGY.num_pdfs).astype(np.float32)
+    return network, params, batch, log_prior, ops.pack(denominator(phone_lm, TOPOLOGY))
+
+
+def mmi_step(network, clip_norm=0.0, **weights):
+    config = steps.MmiConfig(**weights)
+    return steps.make_step(network, lambda p, den: steps.lf_mmi(p, den, config), clip_norm)
+
+
+def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def test_mmi_gradient_is_that_of_the_whole_loss(setting):
+    network, params, batch, log_prior, den = setting
+
+    def loss(p):
+        logits = network(p, batch.features, batch.lengths)
+        out = losses.lf_mmi(logits, -(-batch.lengths // 3), batch.numerators, den)
+        return -out.value.sum() / 55
+
+    gradients, metrics = mmi_step(network)(params, batch, log_prior, den)
+    assert_trees_close(gradients, jax.grad(loss)(params))
+    assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-5)
+    assert float(metrics['frames']) == 55
+    assert float(metrics['row_sum']) < 1e-6
+
+
+def test_regularisers_are_added(setting):
+    network, params, batch, log_prior, den = setting
+    logits = network(params, batch.features, batch.lengths)
+    lengths = -(-batch.lengths // 3)
+    plain = mmi_step(network)(params, batch, log_prior, den)[1]['loss']
+    both = mmi_step(network, ce_weight=0.3, output_l2=0.01)(params, batch, log_prior, den)[1]
+    ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum() / 55
+    l2 = losses.output_l2(logits, lengths).sum() / 55
+    assert float(both['loss']) == pytest.approx(float(plain + 0.3 * ce + 0.01 * l2), rel=1e-5)
+
+
+def test_an_infeasible_utterance_changes_no_other_gradient(setting):
+    network, params, batch, log_prior, den = setting
+    short = dataclasses.replace(batch, lengths=np.array([60, 45, 6], np.int32))
+    left_out = dataclasses.replace(batch, lengths=np.array([60, 45, 0], np.int32))
+    step = mmi_step(network)
+    gradients, metrics = step(params, short, log_prior, den)
+    np.testing.assert_array_equal(metrics['valid'], [True, True, False])
+    assert losses.Reason(int(metrics['reason'][2])) == losses.Reason.TOO_SHORT
+    assert_trees_close(gradients, step(params, left_out, log_prior, den)[0])
+
+
+def test_cross_entropy_step(setting):
+    network, params, batch, log_prior, _ = setting
+
+    def loss(p):
+        logits = network(p, batch.features, batch.lengths) + log_prior
+        logp = jax.nn.log_softmax(logits)
+        frames = jnp.arange(20)[None] < (-(-batch.lengths // 3))[:, None]
+        picked = jnp.take_along_axis(logp, jnp.maximum(batch.labels, 0)[..., None], -1)[..., 0]
+        return -jnp.where(frames & (batch.labels >= 0), picked, 0).sum() / 55
+
+    gradients, metrics = steps.make_step(network, steps.cross_entropy, 0.0)(
+        params, batch, log_prior
+    )
+    assert_trees_close(gradients, jax.grad(loss)(params))
+    assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-5)
+
+
+def test_clipping_bounds_the_norm_and_reports_it_unclipped(setting):
+    network, params, batch, log_prior, den = setting
+    whole, metrics = mmi_step(network)(params, batch, log_prior, den)
+    clipped, also = mmi_step(network, clip_norm=0.01)(params, batch, log_prior, den)
+    norm = float(metrics['gradient_norm'])
+    assert norm > 0.01
+    assert float(also['gradient_norm']) == pytest.approx(norm, rel=1e-5)
+    assert_trees_close(clipped, jax.tree.map(lambda g: g * (0.01 / norm), whole))
+
+
+def test_changing_priors_compiles_nothing_anew(setting):
+    network, params, batch, log_prior, _ = setting
+    step = steps.make_step(network, steps.cross_entropy, 0.0)
+    step(params, batch, log_prior)
+    step(params, batch, log_prior + 1)
+    assert step._cache_size() == 1
