@@ -97,22 +97,28 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
     """
     merged: list[Event] = []
     at = [0] * len(logs)
-    version = [0] * len(logs)
+    made = [{0: 0} for _ in logs]  # per shard: generation -> highest version so far
+    patient = True
     while any(i < len(log) for i, log in zip(at, logs, strict=True)):
         moved = False
         for shard, log in enumerate(logs):
-            while at[shard] < len(log) and _reached(log[at[shard]], version):
+            while at[shard] < len(log) and _reached(log[at[shard]], made, patient):
                 event = log[at[shard]]
                 merged.append(event)
-                version[shard] = event.version
+                if event.kind in ('applied', 'restored'):
+                    made[shard][event.generation] = event.version
                 at[shard] += 1
-                moved = True
-        if not moved:
+                moved = patient = True
+        if not moved and not patient:
             raise ValueError(
-                f"The shards' logs do not fit together at versions {version}; one is incomplete."
+                f'The logs of the shards do not fit together after {at} events; one is incomplete.'
             )
+        patient = moved
     return merged
 
 
-def _reached(event: Event, version: Sequence[int]) -> bool:
-    return all(base <= now for base, now in zip(event.bases, version, strict=False))
+def _reached(event: Event, made: Sequence[dict[int, int]], patient: bool) -> bool:
+    if event.kind == 'rejected' and not patient:
+        return True  # it was never applied; what it claimed to be based on need not exist
+    bases = zip(event.bases, event.generations, made, strict=False)
+    return all(base <= versions.get(generation, -1) for base, generation, versions in bases)

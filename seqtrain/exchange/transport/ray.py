@@ -1,0 +1,387 @@
+"""The `ray` transport: shards and replica hosts as Ray actors, on one machine or many.
+
+    from seqtrain.exchange.transport import ray as ray_transport
+    ray_transport.start()                                 # or start(address='head:6379')
+    with ray_transport.RayServer(params, 2, rule, policy, directory=DIR) as server:
+        results = ray_transport.run_replicas(server, body, num_workers, args)
+
+`body(endpoint, worker, *args)` runs in a process of its own and calls `endpoint.connect(worker)`,
+which gives the same `Client` as the local transport. One message carries one large array.
+
+Every call is sent at most once (`max_task_retries=0`): after a crash nobody knows whether a push
+had been applied, so it counts as refused, the replica joins again and goes on. Ray itself speaks
+pickle between its processes; token authentication is therefore on unless it is switched off.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pathlib
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from seqtrain.exchange import eventlog
+from seqtrain.exchange.client import Client
+from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
+from seqtrain.exchange.messages import Event, Leave, Message, Push, Reason, Reject, Reply
+from seqtrain.exchange.partition import Partition
+from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.transport.local import RuleLike, shard_rule
+from seqtrain.exchange.transport.shard_host import ShardHost
+
+CONNECT_S = 5.0
+HOST_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+
+def start(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    temp_dir: str | None = None,
+    authenticate: bool = True,
+) -> None:
+    """Starts Ray on this machine, or joins a running cluster.
+
+    Args:
+      address: 'HOST:PORT' of the head node; None starts Ray here, for this program only.
+      num_cpus: what Ray shall believe this machine has (address=None only).
+      temp_dir: Ray's own files (address=None only).
+      authenticate: token authentication. A cluster must have been started with
+        RAY_AUTH_MODE=token and the same token: RAY_AUTH_TOKEN, or a file of mode 600 that
+        RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token.
+
+    Raises:
+      ExchangeError: no Ray, nobody at the address, or another token; one sentence, within 30 s.
+    """
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    os.environ['RAY_AUTH_MODE'] = 'token' if authenticate else 'disabled'
+    if authenticate and address is None:
+        _make_token()
+    ray = _ray()
+    options: dict[str, Any] = {'address': 'local', 'num_cpus': num_cpus, '_temp_dir': temp_dir}
+    if address is not None:
+        _knock(address)
+        options = {'address': address}
+    try:
+        ray.init(include_dashboard=False if address is None else None, log_to_driver=False,
+                 **options)  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ExchangeError(
+            f'Ray at {address or "this machine"} did not let us in, most likely for another '
+            'token: start the cluster with RAY_AUTH_MODE=token and use its token here '
+            f'(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH). Ray says: {str(error)[:300]}'
+        ) from error
+
+
+def stop() -> None:
+    """Lets go of Ray; a Ray that `start` began ends."""
+    _ray().shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ExchangeError('The ray transport needs Ray: pip install "seqtrain[dist]".') from error
+    return ray
+
+
+def _make_token() -> None:
+    """A fresh token for a Ray of our own, in a file that only this user can read."""
+    if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & os.environ.keys():
+        return
+    handle, path = tempfile.mkstemp(prefix='seqtrain-ray-token-')  # mode 600
+    with os.fdopen(handle, 'w') as file:
+        file.write(secrets.token_hex(32))
+    os.environ['RAY_AUTH_TOKEN_PATH'] = path
+    atexit.register(lambda: pathlib.Path(path).unlink(missing_ok=True))
+
+
+def _knock(address: str) -> None:
+    """Raises at once where nobody listens; Ray itself would try for long."""
+    host, _, port = address.rpartition(':')
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ExchangeError(
+            f'Nobody answers at {address!r} ({error}); give the HOST:PORT that `ray start --head` '
+            'printed.'
+        ) from error
+
+
+class RayEndpoint:
+    """What a replica needs to connect; travels to other processes."""
+
+    def __init__(self, actors: Sequence[Any], partition: Partition, policy: Policy):
+        self.actors, self.partition, self.policy = list(actors), partition, policy
+
+    def connect(self, worker: int, *, overlap: bool = True, **options: Any) -> Client:
+        """A client for one replica; options as for `LocalServer.connect`."""
+        return Client(
+            RayChannel(self.actors),
+            self.partition,
+            worker,
+            overlap=overlap and not self.policy.sync,
+            take_turns=self.policy.waits,
+            **options,
+        )
+
+
+class RayServer:
+    """The shards as Ray actors; the same methods as `LocalServer`.
+
+    Args:
+      params, num_shards, rule, policy, lease_s: as for `LocalServer`.
+      directory: where the shards keep checkpoints and event logs; on a cluster, a shared one.
+        Without it a shard that dies is lost for good.
+      checkpoint_every: applied updates between a shard's checkpoints.
+      num_cpus: what Ray reserves per shard; several shards share a node.
+      ready_s: how long the shards may take to start.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        num_shards: int,
+        rule: RuleLike,
+        policy: Policy | None = None,
+        *,
+        directory: str | None = None,
+        checkpoint_every: int = 100,
+        lease_s: float | None = None,
+        num_cpus: float = 0.1,
+        ready_s: float = 120.0,
+    ):
+        ray = _ray()
+        self.policy = policy or Policy()
+        self.partition = Partition.make(params, num_shards)
+        host = ray.remote(ShardHost).options(
+            num_cpus=num_cpus,
+            max_restarts=-1 if directory else 0,
+            max_task_retries=0,
+            max_concurrency=4 * self.policy.num_workers + 16,
+            runtime_env={'env_vars': HOST_ENV},
+        )
+        # A shard that starts again is made from the same arguments: Ray forgets large ones unless
+        # somebody holds them.
+        parts = enumerate(self.partition.split(params))
+        self._kept = [
+            (ray.put(values), ray.put(shard_rule(rule, self.partition, s))) for s, values in parts
+        ]
+        self._actors = [
+            host.remote(
+                s,
+                values,
+                one_rule,
+                self.policy,
+                directory=os.path.abspath(directory) if directory else None,
+                checkpoint_every=checkpoint_every,
+                lease_s=lease_s,
+                start_s=time.time(),
+            )
+            for s, (values, one_rule) in enumerate(self._kept)
+        ]
+        self._directory = directory
+        try:
+            ray.get([actor.ready.remote() for actor in self._actors], timeout=ready_s)
+        except ray.exceptions.GetTimeoutError as error:
+            self.close()
+            raise ExchangeError(
+                f'The shards did not start within {ready_s} s: too few CPUs in the cluster, or '
+                'seqtrain is not installed on its nodes.'
+            ) from error
+
+    @property
+    def endpoint(self) -> RayEndpoint:
+        """Give it to replicas in other processes."""
+        return RayEndpoint(self._actors, self.partition, self.policy)
+
+    def connect(self, worker: int, **options: Any) -> Client:
+        """A client in this process."""
+        return self.endpoint.connect(worker, **options)
+
+    def params(self) -> Pulled:
+        """The current parameters and versions, as owned NumPy arrays."""
+        read = self._all('read')
+        versions = Versions(
+            tuple(params.version for params in read), tuple(params.generation for params in read)
+        )
+        return Pulled(self.partition.join([params.values for params in read]), versions)
+
+    def events(self) -> list[Event]:
+        """The event logs of all shards in one causal order.
+
+        With a directory it is read from there and so survives crashes of shards.
+        """
+        if self._directory:
+            names = [f'shard-{s}.events.jsonl' for s in range(self.partition.num_shards)]
+            return eventlog.merge(
+                [eventlog.read(os.path.join(self._directory, name))[1] for name in names]
+            )
+        return eventlog.merge(self._all('events'))
+
+    def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
+        """Changes the rule on all shards, between stages."""
+        rules = [shard_rule(rule, self.partition, s) for s in range(self.partition.num_shards)]
+        ray = _ray()
+        calls = zip(self._actors, rules, strict=True)
+        ray.get([actor.set_rule.remote(one, keep_state, note) for actor, one in calls])
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """One snapshot per shard (each consistent in itself), also saved to the directory."""
+        return self._all('snapshot')
+
+    def restore(self, snapshots: list[dict[str, Any]]) -> None:
+        """Goes back to snapshots; replicas join again by themselves."""
+        if len(snapshots) != len(self._actors):
+            raise ValueError(f'{len(snapshots)} snapshots for {len(self._actors)} shards.')
+        calls = zip(self._actors, snapshots, strict=True)
+        _ray().get([actor.restore.remote(snapshot) for actor, snapshot in calls])
+
+    def expire(self, worker: int) -> None:
+        """Takes a replica to have left."""
+        self._all('expire', worker)
+
+    def check(self) -> None:
+        """Asserts every shard's invariants."""
+        self._all('check')
+
+    def kill_shard(self, shard: int) -> None:
+        """Kills a shard's process as a crash would; Ray starts it again from its checkpoint."""
+        _ray().kill(self._actors[shard], no_restart=False)
+
+    def close(self) -> None:
+        """Ends the shards' processes. Idempotent. Take a `snapshot` first to keep their state."""
+        for actor in self._actors:
+            with contextlib.suppress(Exception):  # Ray may be gone already
+                _ray().kill(actor)
+
+    def __enter__(self) -> RayServer:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        ray = _ray()
+        return ray.get([getattr(actor, method).remote(*args) for actor in self._actors])
+
+
+class RayChannel:
+    """One replica's line to the shards: a Ray call per message, answered when its reply is due.
+
+    Args:
+      actors: the shards.
+      patience_s: how long a shard may be away (restarting) before the replica gives up.
+    """
+
+    def __init__(self, actors: Sequence[Any], patience_s: float = 60.0):
+        self._actors, self._patience_s = actors, patience_s
+        self._calls: dict[Any, tuple[int, Message]] = {}
+        self._away_since: dict[int, float] = {}
+        self._woken = threading.Event()
+
+    def send(self, shard: int, message: Message) -> None:
+        call = self._actors[shard].call.remote(message)
+        if not isinstance(message, Leave):
+            self._calls[call] = (shard, message)
+
+    def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
+        ray = _ray()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._woken.is_set():
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.2)
+            for call in done:
+                answer = self._finish(call)
+                if answer is not None:
+                    return answer
+        self._woken.clear()
+        return None
+
+    def _finish(self, call: Any) -> tuple[int, Reply] | None:
+        """The answer of a call that is done; None where it has to be made again."""
+        ray = _ray()
+        shard, message = self._calls.pop(call)
+        try:
+            reply = ray.get(call)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            return self._lost(shard, message, error)
+        self._away_since.pop(shard, None)
+        return shard, reply
+
+    def _lost(self, shard: int, message: Message, error: Exception) -> tuple[int, Reply] | None:
+        """The shard died: a push is given up (it may have been applied), the rest asked again."""
+        since = self._away_since.setdefault(shard, time.monotonic())
+        if time.monotonic() - since > self._patience_s:
+            raise ExchangeError(
+                f'Shard {shard} has been away for {self._patience_s} s; give the server a '
+                f'directory, so that shards can restart. Ray says: {str(error)[-400:]}'
+            ) from error
+        if isinstance(message, Push):
+            text = f'Push {message.seq} to shard {shard} was under way when the shard died.'
+            return shard, Reject(message.worker, Reason.NOT_JOINED, text, message.seq)
+        time.sleep(0.1)
+        self.send(shard, message)
+        return None
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        self._calls.clear()
+
+
+class _ReplicaHost:
+    """A replica's process."""
+
+    def run(self, body: Callable, endpoint: RayEndpoint, worker: int, args: tuple) -> Any:
+        return body(endpoint, worker, *args)
+
+
+def run_replicas(
+    server: RayServer,
+    body: Callable[..., Any],
+    num_workers: int,
+    args: tuple = (),
+    *,
+    num_cpus: float = 0.1,
+    env: dict[str, str] | None = None,
+) -> list[Any]:
+    """Runs `body(endpoint, worker, *args)` in one process per replica; returns what they return.
+
+    Args:
+      server: the shards.
+      body: an importable function; what it returns must travel.
+      num_workers: how many.
+      args: further arguments, the same for all; data stay with the replica if `body` reads them.
+      num_cpus: what Ray reserves per replica.
+      env: environment variables of the replicas' processes.
+
+    Raises:
+      ExchangeError: a replica failed; the others were ended.
+    """
+    ray = _ray()
+    host = ray.remote(_ReplicaHost).options(
+        num_cpus=num_cpus, max_restarts=0, runtime_env={'env_vars': env or {}}
+    )
+    hosts = [host.remote() for _ in range(num_workers)]
+    calls = [h.run.remote(body, server.endpoint, n, args) for n, h in enumerate(hosts)]
+    try:
+        return ray.get(calls)
+    except ray.exceptions.RayError as error:
+        raise ExchangeError(f'A replica failed: {error}') from error
+    finally:
+        for h in hosts:
+            ray.kill(h)
+
+
+__all__ = ['RayEndpoint', 'RayServer', 'run_replicas', 'start', 'stop']

@@ -1,0 +1,213 @@
+"""`ShardHost`: one shard in a process of its own, as an asyncio actor. Knows nothing of Ray.
+
+It drives a `ShardState`, answers each call when its reply is due, saves checkpoints, expires the
+silent, and, when its process is started again, comes back from its checkpoint under a new
+generation number, so that nothing computed before the crash is mistaken for something newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import optax
+
+from seqtrain.exchange.courier import answers
+from seqtrain.exchange.eventlog import EventLog
+from seqtrain.exchange.messages import Event, Leave, Message, Params, Reply
+from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.state import ShardState
+from seqtrain.exchange.store import Store
+
+
+class ShardHost:
+    """See the module. All methods run in one event loop; the state machine sees one at a time.
+
+    Args:
+      shard: its number.
+      values: f32[n], initial values.
+      rule: what an update does.
+      policy: mode and bounds.
+      directory: where checkpoint, generation and event log lie; the host that restarts this shard
+        must see it. None: nothing is kept, and a restart begins at `values`.
+      checkpoint_every: applied updates between checkpoints.
+      lease_s: a replica that is silent for so long is taken to have left; None means never.
+      start_s: time zero of the event log, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        values: np.ndarray,
+        rule: optax.GradientTransformation,
+        policy: Policy,
+        *,
+        directory: str | None = None,
+        checkpoint_every: int = 100,
+        lease_s: float | None = None,
+        start_s: float = 0.0,
+    ):
+        self._files = _Files(pathlib.Path(directory), shard) if directory else None
+        self._every, self._lease_s, self._start_s = checkpoint_every, lease_s, start_s
+        self._events: list[Event] = []
+        self._log = EventLog(self._files.events) if self._files else None
+        self._state = ShardState(Store(values, rule), policy, shard=shard, on_event=self._on_event)
+        self._waiting: dict[int, list[tuple[Message, asyncio.Future]]] = {}
+        self._heard_s: dict[int, float] = {}
+        self._lease_task: asyncio.Task | None = None
+        self._come_back()
+
+    def _come_back(self) -> None:
+        """After a crash: the last checkpoint (or the start) and a generation never used before."""
+        if self._files is None:
+            return
+        generation = self._files.next_generation()
+        if generation == 0:
+            self._files.save(self._state.snapshot())
+            return
+        snapshot = self._files.load()
+        snapshot['meta']['generation'] = generation - 1
+        self._state.restore(snapshot, self._now())
+
+    # -- for replicas -----------------------------------------------------------------------
+
+    async def call(self, message: Message) -> Reply | None:
+        """Handles a message and returns its reply when that is due; None for a `Leave`."""
+        if self._lease_s is not None and self._lease_task is None:
+            self._lease_task = asyncio.get_running_loop().create_task(self._expire_silent())
+        self._heard_s[message.worker] = time.monotonic()
+        if isinstance(message, Leave):
+            self._heard_s.pop(message.worker, None)
+            self._deliver(self._state.handle(message, self._now()))
+            return None
+        future: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(message.worker, []).append((message, future))
+        before = self._state.version
+        self._deliver(self._state.handle(message, self._now()))
+        if self._files and self._state.version // self._every > before // self._every:
+            self._files.save(self._state.snapshot())
+        return await future
+
+    def _deliver(self, replies: list[Reply]) -> None:
+        """Hands replies to the calls that wait for them; replies nobody waits for are dropped."""
+        for reply in replies:
+            calls = self._waiting.get(reply.worker, [])
+            for i, (message, future) in enumerate(calls):
+                if answers(message, reply):
+                    del calls[i]
+                    if not future.done():
+                        future.set_result(reply)
+                    break
+            self._heard_s[reply.worker] = time.monotonic()
+
+    async def _expire_silent(self) -> None:
+        assert self._lease_s is not None
+        while True:
+            await asyncio.sleep(self._lease_s / 4)
+            for worker, heard_s in list(self._heard_s.items()):
+                waits = bool(self._waiting.get(worker))
+                if not waits and time.monotonic() - heard_s > self._lease_s:
+                    del self._heard_s[worker]
+                    self._deliver(self._state.handle(Leave(worker), self._now()))
+
+    # -- for the one who runs the server ----------------------------------------------------
+
+    async def ready(self) -> int:
+        """The generation; answers as soon as the shard can work."""
+        return self._state.generation
+
+    async def read(self) -> Params:
+        """The current values and version."""
+        state = self._state
+        return Params(-1, state.version, state.store.read(), state.generation)
+
+    async def expire(self, worker: int) -> None:
+        """Takes a replica to have left."""
+        self._deliver(self._state.handle(Leave(worker), self._now()))
+
+    async def set_rule(
+        self, rule: optax.GradientTransformation, keep_state: bool, note: str
+    ) -> None:
+        """Changes the rule; a restart brings back the rule that the shard began with."""
+        self._state.set_rule(rule, keep_state=keep_state, note=note)
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The shard's snapshot; also written to the directory."""
+        snapshot = self._state.snapshot()
+        if self._files:
+            self._files.save(snapshot)
+        return snapshot
+
+    async def restore(self, snapshot: dict[str, Any]) -> None:
+        """Goes back to a snapshot."""
+        self._deliver(self._state.restore(snapshot, self._now()))
+
+    async def events(self) -> list[Event]:
+        """This process's part of the event log."""
+        return list(self._events)
+
+    async def check(self) -> None:
+        """Asserts the invariants."""
+        self._state.check()
+
+    async def close(self) -> None:
+        """Closes the log; the checkpoint is as it was (take a `snapshot` first to keep all)."""
+        if self._lease_task is not None:
+            self._lease_task.cancel()
+        if self._log is not None:
+            self._log.close()
+
+    def _now(self) -> float:
+        return time.time() - self._start_s
+
+    def _on_event(self, event: Event) -> None:
+        self._events.append(event)
+        if self._log is not None:
+            self._log.append(event)
+
+
+class _Files:
+    """A shard's files: plain NumPy and JSON, written beside and renamed, never a pickle."""
+
+    def __init__(self, directory: pathlib.Path, shard: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._arrays = directory / f'shard-{shard}.npz'
+        self._generation = directory / f'shard-{shard}.generation'
+        self.events = directory / f'shard-{shard}.events.jsonl'
+
+    def next_generation(self) -> int:
+        """0 the first time, then one more each time the shard is started."""
+        last = int(self._generation.read_text()) if self._generation.exists() else -1
+        _replace(self._generation, str(last + 1).encode())
+        return last + 1
+
+    def save(self, snapshot: dict[str, Any]) -> None:
+        arrays = snapshot['arrays']
+        named = {f'opt_state_{i}': leaf for i, leaf in enumerate(arrays['opt_state'])}
+        meta = np.frombuffer(json.dumps(snapshot['meta']).encode(), np.uint8)
+        beside = self._arrays.with_suffix('.writing')
+        with open(beside, 'wb') as file:
+            np.savez(file, values=arrays['values'], meta=meta, **named)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self._arrays)
+
+    def load(self) -> dict[str, Any]:
+        with np.load(self._arrays, allow_pickle=False) as saved:
+            count = sum(name.startswith('opt_state_') for name in saved.files)
+            arrays = {
+                'values': saved['values'],
+                'opt_state': [saved[f'opt_state_{i}'] for i in range(count)],
+            }
+            return {'arrays': arrays, 'meta': json.loads(saved['meta'].tobytes())}
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    beside = path.with_suffix('.writing')
+    beside.write_bytes(content)
+    os.replace(beside, path)

@@ -1,0 +1,143 @@
+"""The `ray` transport with real processes. Slow (Ray takes seconds to start); quick parts first."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from seqtrain import exchange
+from seqtrain.exchange import Policy, replay, rules
+from seqtrain.exchange.transport import ray as ray_transport
+
+START = {'w': np.zeros(6, np.float32)}
+
+
+def gradient(event, params):
+    return {'w': np.cos(params['w'] + event.worker).astype(np.float32)}
+
+
+def replica(endpoint, worker, steps):
+    """What each process runs."""
+    with endpoint.connect(worker) as client:
+        for seq in range(steps):
+            params, versions = client.latest()
+            client.push(gradient(exchange.Event('', 0, worker, seq), params), versions)
+        client.flush()
+        return os.getpid(), client.stats()
+
+
+def test_a_wrong_address_gets_one_sentence_at_once():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    started = time.monotonic()
+    for address in (f'127.0.0.1:{port}', 'nowhere'):
+        with pytest.raises(exchange.ExchangeError, match='Nobody answers'):
+            ray_transport.start(address)
+    assert time.monotonic() - started < 30
+
+
+WRONG_TOKEN = """
+import sys, time
+from seqtrain import exchange
+from seqtrain.exchange.transport import ray as ray_transport
+started = time.monotonic()
+try:
+    ray_transport.start(sys.argv[1])
+except exchange.ExchangeError as error:
+    assert 'token' in str(error), error
+    print('refused', time.monotonic() - started)
+"""
+
+
+@pytest.fixture(scope='module')
+def ray_here(tmp_path_factory):
+    # Unix sockets want short paths: not pytest's own folder.
+    ray_transport.start(num_cpus=4)
+    yield ray_transport
+    ray_transport.stop()
+
+
+@pytest.mark.slow
+def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_path):
+    rule = rules.sgd(0.1, 0.5)
+    with ray_here.RayServer(
+        START, 2, rule, Policy(num_workers=2), directory=str(tmp_path), checkpoint_every=10
+    ) as server:
+        path = str(pathlib.Path(__file__).parent)
+        results = ray_here.run_replicas(server, replica, 2, (25,), env={'PYTHONPATH': path})
+        assert len({pid for pid, _ in results} | {os.getpid()}) == 3
+        assert server.params().versions.numbers == (50, 50)
+        with server.connect(0) as client:
+            client.latest()
+            server.kill_shard(1)
+            for seq in range(25, 30):
+                params, versions = client.pull()
+                event = exchange.Event('', 0, 0, seq)
+                client.push(gradient(event, params), versions)
+                client.flush()
+            assert client.stats().rejoins >= 1
+        server.check()
+        versions = server.params().versions
+        assert versions.generations == (0, 1)
+        assert versions.numbers[0] == 55
+        assert 50 - 10 <= versions.numbers[1] <= 55
+        stores = replay(server.events(), START, 2, rule, gradient)
+        shards = server.partition.split(server.params().params)
+        for store, values in zip(stores, shards, strict=True):
+            np.testing.assert_array_equal(store.values, values)
+
+
+@pytest.mark.slow
+def test_sync_over_processes_equals_sync_in_threads(ray_here):
+    policy = Policy(mode='sync', num_workers=2)
+    with ray_here.RayServer(START, 2, rules.sgd(0.1), policy) as server:
+        path = str(pathlib.Path(__file__).parent)
+        ray_here.run_replicas(server, replica, 2, (10,), env={'PYTHONPATH': path})
+        over_ray = server.params()
+    assert over_ray.versions.numbers == (10, 10)
+    with exchange.LocalServer(START, 2, rules.sgd(0.1), policy) as server:
+        clients = [server.connect(n) for n in range(2)]
+        for seq in range(10):
+            for worker, client in enumerate(clients):
+                params, versions = client.latest()
+                event = exchange.Event('', 0, worker, seq)
+                client.push(gradient(event, params), versions)
+        for client in clients:
+            client.flush()
+        here = server.params()
+        for client in clients:
+            client.close()
+    np.testing.assert_array_equal(over_ray.params['w'], here.params['w'])
+
+
+@pytest.mark.slow
+def test_a_shard_without_a_directory_that_dies_is_said_to_be_gone(ray_here):
+    with ray_here.RayServer(START, 1, rules.sgd(0.1)) as server:
+        client = server.connect(0)
+        client.latest()
+        client._channel._patience_s = 0.5
+        server.kill_shard(0)
+        with pytest.raises(exchange.ExchangeError, match='directory'):
+            client.pull()
+        with pytest.raises(exchange.ExchangeError, match='directory'):
+            client.close()
+
+
+@pytest.mark.slow
+def test_a_wrong_token_gets_one_sentence_within_half_a_minute(ray_here):
+    import ray
+
+    env = {k: v for k, v in os.environ.items() if not k.startswith('RAY_')}
+    env['RAY_AUTH_TOKEN'] = 'not-the-right-one' * 2
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, '-c', WRONG_TOKEN, address], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith('refused')
+    assert float(done.stdout.split()[1]) < 30

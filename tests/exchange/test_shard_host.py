@@ -1,0 +1,133 @@
+"""`ShardHost` without Ray: deferred answers, leases, checkpoints, coming back after a crash."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from seqtrain.exchange import Ack, Join, Params, Policy, Pull, Push, Reason, Reject, eventlog, rules
+from seqtrain.exchange.transport.shard_host import ShardHost
+
+
+async def dying(shard):
+    """What the operating system does to a process that dies: its files are closed, no more."""
+    await shard.close()
+
+
+def host(directory=None, policy=None, **options):
+    rule = rules.sgd(1.0, 0.5)
+    policy = policy or Policy(num_workers=2)
+    return ShardHost(0, np.zeros(3, np.float32), rule, policy, directory=directory, **options)
+
+
+def push(worker, seq, base, generation=0):
+    return Push(
+        worker, seq, base, np.ones(3, np.float32), generation=generation, bases=(base,),
+        generations=(generation,),
+    )  # fmt: skip
+
+
+def test_an_answer_comes_when_it_is_due():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2))
+        for worker in range(2):
+            assert isinstance(await shard.call(Join(worker)), Params)
+        first = asyncio.ensure_future(shard.call(push(0, 0, 0)))
+        pulled = asyncio.ensure_future(shard.call(Pull(0)))
+        await asyncio.sleep(0)
+        assert not first.done()
+        assert isinstance(await shard.call(push(1, 0, 0)), Ack)
+        assert isinstance(await first, Ack)
+        assert (await pulled).version == 1
+        await shard.check()
+
+    asyncio.run(run())
+
+
+def test_a_crash_loses_at_most_a_checkpoint_interval_and_starts_a_new_generation(tmp_path):
+    async def before():
+        shard = host(str(tmp_path), checkpoint_every=5)
+        assert await shard.ready() == 0
+        await shard.call(Join(0))
+        for seq in range(8):
+            assert isinstance(await shard.call(push(0, seq, seq)), Ack)
+        await dying(shard)
+
+    async def after():
+        shard = host(str(tmp_path), checkpoint_every=5)  # the process was killed and started again
+        assert await shard.ready() == 1
+        assert (await shard.read()).version == 5
+        refused = await shard.call(push(0, 8, 5))
+        assert isinstance(refused, Reject)
+        assert refused.reason is Reason.NOT_JOINED
+        joined = await shard.call(Join(0))
+        assert (joined.version, joined.generation, joined.last_seq) == (5, 1, 4)
+        assert (await shard.call(push(0, 8, 5))).reason is Reason.GENERATION
+        assert isinstance(await shard.call(push(0, 8, 5, generation=1)), Ack)
+        await shard.snapshot()
+        await dying(shard)
+
+    asyncio.run(before())
+    asyncio.run(after())
+    asyncio.run(dying(host(str(tmp_path))))  # a third life
+    _, events = eventlog.read(tmp_path / 'shard-0.events.jsonl')
+    assert [e.generation for e in events if e.kind == 'restored'] == [1, 2]
+    assert sum(e.kind == 'applied' for e in events) == 9
+
+
+def test_what_was_acknowledged_survives_a_clean_stop(tmp_path):
+    async def run():
+        shard = host(str(tmp_path), checkpoint_every=1000)
+        await shard.call(Join(0))
+        for seq in range(3):
+            await shard.call(push(0, seq, seq))
+        await shard.snapshot()
+        values = (await shard.read()).values.copy()
+        await dying(shard)
+        again = host(str(tmp_path))
+        await dying(again)
+        return values, await again.read()
+
+    values, back = asyncio.run(run())
+    assert back.version == 3
+    np.testing.assert_array_equal(back.values, values)
+
+
+def test_the_silent_lose_their_lease_and_those_who_wait_do_not():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
+        for worker in range(2):
+            await shard.call(Join(worker))
+        ack = await asyncio.wait_for(shard.call(push(0, 0, 0)), 5)  # until replica 1 is let go
+        assert isinstance(ack, Ack)
+        assert (await shard.call(Pull(1))).reason is Reason.NOT_JOINED
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_checkpoints_are_never_pickles(tmp_path):
+    async def run():
+        shard = host(str(tmp_path))
+        await shard.snapshot()
+        await dying(shard)
+
+    asyncio.run(run())
+    with np.load(tmp_path / 'shard-0.npz', allow_pickle=False) as saved:
+        assert {'values', 'meta', 'opt_state_0'} <= set(saved.files)
+
+
+@pytest.mark.parametrize('lease_s', [None, 10.0])
+def test_replies_to_the_dead_are_dropped(lease_s):
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=lease_s)
+        for worker in range(2):
+            await shard.call(Join(worker))
+        waiting = asyncio.ensure_future(shard.call(push(0, 0, 0)))
+        await asyncio.sleep(0)
+        waiting.cancel()  # its caller is gone
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(await shard.call(push(1, 0, 0)), Ack)
+        await shard.close()
+
+    asyncio.run(run())
