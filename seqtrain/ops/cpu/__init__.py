@@ -18,9 +18,13 @@ import numpy as np
 from seqtrain.ops.graph import Graph
 
 _HERE = pathlib.Path(__file__).parent
+HISTORY_BYTES = 256 << 20
+"""What one thread may keep of a forward pass; longer utterances recompute from checkpoints."""
+
 _TARGETS = {
     'seqtrain_partition': 'SeqtrainPartition',
     'seqtrain_expectation': 'SeqtrainExpectation',
+    'seqtrain_limit': 'SeqtrainLimit',
 }
 
 
@@ -57,14 +61,27 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     batch = scores.shape[0]
     out = (jax.ShapeDtypeStruct((batch,), jnp.float32), _like(scores))
     call = jax.ffi.ffi_call('seqtrain_partition', out)
-    return call(scores, lengths, *_arrays(graph), leaky=np.float32(leaky))
+    return call(scores, lengths, *_arrays(graph), **_options(leaky))
 
 
 def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
     """log Z f32[B], E[A] f32[B], dE[A]/dscores f32[B, T, P]; see `ops.expected_accuracy`."""
     each = jax.ShapeDtypeStruct((scores.shape[0],), jnp.float32)
     call = jax.ffi.ffi_call('seqtrain_expectation', (each, each, _like(scores)))
-    return call(scores, accuracy, lengths, *_arrays(graph), leaky=np.float32(leaky))
+    return call(scores, accuracy, lengths, *_arrays(graph), **_options(leaky))
+
+
+def gather_limit(graph: Graph, batch: int, frames: int, num_pdfs: int):
+    """Only the gathers, products and sums of a pass over a shared graph: the machine's limit.
+
+    For benchmarks. Returns f32[batch] without meaning; its time is what counts.
+    """
+    call = jax.ffi.ffi_call('seqtrain_limit', jax.ShapeDtypeStruct((batch,), jnp.float32))
+    return call(*_arrays(graph), frames=np.int64(frames), num_pdfs=np.int64(num_pdfs))
+
+
+def _options(leaky: float):
+    return {'leaky': np.float32(leaky), 'history_bytes': np.int64(HISTORY_BYTES)}
 
 
 def _like(x):

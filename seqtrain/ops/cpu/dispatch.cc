@@ -11,6 +11,7 @@ namespace seqtrain {
   namespace isa {                                               \
   void Partition(Job* job, int lanes, const Fork* fork);        \
   void Expectation(Job* job, int lanes, const Fork* fork);      \
+  float Limit(const Plan& plan, int64_t frames, int lanes);     \
   }
 SEQTRAIN_DECLARE(base)
 #if defined(__x86_64__)
@@ -26,11 +27,11 @@ const Kernels& BestKernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("fma"))
-      return Kernels{"avx512", avx512::Partition, avx512::Expectation};
+      return Kernels{"avx512", avx512::Partition, avx512::Expectation, avx512::Limit};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return Kernels{"avx2", avx2::Partition, avx2::Expectation};
+      return Kernels{"avx2", avx2::Partition, avx2::Expectation, avx2::Limit};
 #endif
-    return Kernels{"base", base::Partition, base::Expectation};
+    return Kernels{"base", base::Partition, base::Expectation, base::Limit};
   }();
   return best;
 }

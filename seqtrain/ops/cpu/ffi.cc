@@ -19,19 +19,22 @@ namespace {
 using Floats = ffi::AnyBuffer;
 
 // Time of a frame with so many lanes, relative to one lane (measured; see launch/benchmark_core.py).
+// Where the rows of all states no longer fit a second-level cache, wide rows lose.
 struct Width {
   int lanes;
-  double cost;
+  double cost, cost_large;
 };
-constexpr Width kWidths[] = {{1, 1.0}, {4, 1.25}, {8, 1.5}, {16, 2.2}};
+constexpr Width kWidths[] = {{1, 1.0, 1.0}, {4, 1.25, 1.25}, {8, 1.5, 1.5}, {16, 2.2, 3.2}};
+constexpr int kLargeStates = 6000;
 
 // The width that finishes `count` utterances soonest on so many threads.
-int BestWidth(int64_t count, int64_t threads) {
+int BestWidth(int64_t count, int64_t threads, int num_states) {
   int best = 1;
   double best_time = INFINITY;
   for (const Width& width : kWidths) {
     const int64_t jobs = (count + width.lanes - 1) / width.lanes;
-    const double time = ((jobs + threads - 1) / threads) * width.cost;
+    const double cost = num_states > kLargeStates ? width.cost_large : width.cost;
+    const double time = ((jobs + threads - 1) / threads) * cost;
     if (time < best_time) best = width.lanes, best_time = time;
   }
   return best;
@@ -79,7 +82,7 @@ void RunShared(const Batch& batch, const GraphView& graph, Pool& pool) {
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
   const int64_t count = order.size();
-  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()));
+  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()), plan.num_states);
   const int64_t jobs = (count + lanes - 1) / lanes;
   const Fork fork{&pool, [](void* pool, int64_t count, void (*task)(void*, int64_t), void* context) {
                     ParallelFor(*static_cast<Pool*>(pool), count,
@@ -157,7 +160,7 @@ ffi::Error Run(Batch batch, Ints src, Ints dst, Ints pdf, Floats weight, Floats 
   return ffi::Error::Success();
 }
 
-Batch ReadBatch(const Floats& scores, const Ints& lengths, float leaky) {
+Batch ReadBatch(const Floats& scores, const Ints& lengths, float leaky, int64_t history_bytes) {
   Batch batch;
   const auto shape = scores.dimensions();
   batch.num_utterances = shape[0];
@@ -166,13 +169,14 @@ Batch ReadBatch(const Floats& scores, const Ints& lengths, float leaky) {
   batch.scores = scores.typed_data<float>();
   batch.lengths = lengths.typed_data<int32_t>();
   batch.leaky = leaky;
+  batch.history_bytes = history_bytes;
   return batch;
 }
 
 ffi::Error Partition(ffi::ThreadPool pool, Floats scores, Ints lengths, Ints src, Ints dst, Ints pdf,
                      Floats weight, Floats initial, Floats final_, Ints min_frames, float leaky,
-                     ffi::Result<Floats> log_z, ffi::Result<Floats> gamma) {
-  Batch batch = ReadBatch(scores, lengths, leaky);
+                     int64_t history_bytes, ffi::Result<Floats> log_z, ffi::Result<Floats> gamma) {
+  Batch batch = ReadBatch(scores, lengths, leaky, history_bytes);
   batch.log_z = log_z->typed_data<float>();
   batch.gamma = gamma->typed_data<float>();
   return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
@@ -180,14 +184,30 @@ ffi::Error Partition(ffi::ThreadPool pool, Floats scores, Ints lengths, Ints src
 
 ffi::Error Expectation(ffi::ThreadPool pool, Floats scores, Floats accuracy, Ints lengths, Ints src,
                        Ints dst, Ints pdf, Floats weight, Floats initial, Floats final_,
-                       Ints min_frames, float leaky, ffi::Result<Floats> log_z,
-                       ffi::Result<Floats> value, ffi::Result<Floats> gradient) {
-  Batch batch = ReadBatch(scores, lengths, leaky);
+                       Ints min_frames, float leaky, int64_t history_bytes,
+                       ffi::Result<Floats> log_z, ffi::Result<Floats> value, ffi::Result<Floats> gradient) {
+  Batch batch = ReadBatch(scores, lengths, leaky, history_bytes);
   batch.accuracy = accuracy.typed_data<float>();
   batch.log_z = log_z->typed_data<float>();
   batch.value = value->typed_data<float>();
   batch.gamma = gradient->typed_data<float>();
   return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
+}
+
+// For the benchmark: the same jobs on the same threads, doing nothing but the gathers of a pass.
+ffi::Error Limit(ffi::ThreadPool pool, Ints src, Ints dst, Ints pdf, Floats weight, Floats initial,
+                 Floats final_, Ints min_frames, int64_t frames, int64_t num_pdfs,
+                 ffi::Result<Floats> out) {
+  const int64_t count = out->element_count();
+  Plan plan;
+  plan.Build(View(src, dst, pdf, weight, initial, final_, min_frames, 0), num_pdfs);
+  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()), plan.num_states);
+  std::memset(out->untyped_data(), 0, out->size_bytes());
+  ParallelFor(pool, (count + lanes - 1) / lanes, [&](int64_t i) {
+    Arena::OfThisThread().Reset();
+    out->typed_data<float>()[i * lanes] = BestKernels().limit(plan, frames, lanes);
+  });
+  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -206,6 +226,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainPartition, seqtrain::Partition,
                                   .Arg<ffi::AnyBuffer>()  // final
                                   .Arg<ffi::AnyBuffer>()  // min_frames
                                   .Attr<float>("leaky")
+                                  .Attr<int64_t>("history_bytes")
                                   .Ret<ffi::AnyBuffer>()    // log_z
                                   .Ret<ffi::AnyBuffer>());  // gamma
 
@@ -223,9 +244,24 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainExpectation, seqtrain::Expectation,
                                   .Arg<ffi::AnyBuffer>()  // final
                                   .Arg<ffi::AnyBuffer>()  // min_frames
                                   .Attr<float>("leaky")
+                                  .Attr<int64_t>("history_bytes")
                                   .Ret<ffi::AnyBuffer>()    // log_z
                                   .Ret<ffi::AnyBuffer>()    // value
                                   .Ret<ffi::AnyBuffer>());  // gradient
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainLimit, seqtrain::Limit,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // src
+                                  .Arg<ffi::AnyBuffer>()  // dst
+                                  .Arg<ffi::AnyBuffer>()  // pdf
+                                  .Arg<ffi::AnyBuffer>()  // weight
+                                  .Arg<ffi::AnyBuffer>()  // initial
+                                  .Arg<ffi::AnyBuffer>()  // final
+                                  .Arg<ffi::AnyBuffer>()  // min_frames
+                                  .Attr<int64_t>("frames")
+                                  .Attr<int64_t>("num_pdfs")
+                                  .Ret<ffi::AnyBuffer>());  // f32[B]
 
 // The name of the instruction set in use, for the self-check.
 extern "C" const char* SeqtrainKernels() { return seqtrain::BestKernels().name; }

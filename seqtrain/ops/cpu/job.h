@@ -23,6 +23,7 @@ struct Batch {
   const float* accuracy = nullptr;  // [B, T, P]
   const int32_t* lengths = nullptr; // [B]
   float leaky = 0;
+  int64_t history_bytes = 0;        // what a job may keep of its forward pass; then: checkpoints
   float* log_z = nullptr;           // [B]
   float* gamma = nullptr;           // [B, T, P]: occupancies, or the gradient of the expectation
   float* value = nullptr;           // [B], expected accuracy
@@ -51,6 +52,8 @@ struct Kernels {
   const char* name;
   Kernel partition;
   Kernel expectation;
+  // The gathers, products and sums of `frames` frames, forward and backward, and nothing else.
+  float (*limit)(const Plan& plan, int64_t frames, int lanes);
 };
 
 // The best set for this machine's instructions.

@@ -16,6 +16,9 @@ namespace {
 
 void Partition(Job* job, int lanes, const Fork* fork) { RunJob<false>(job, lanes, fork); }
 void Expectation(Job* job, int lanes, const Fork* fork) { RunJob<true>(job, lanes, fork); }
+float Limit(const Plan& plan, int64_t frames, int lanes) {
+  return RunLimitWidth(plan, frames, lanes);
+}
 
 }  // namespace base
 }  // namespace seqtrain

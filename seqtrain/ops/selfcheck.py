@@ -1,0 +1,220 @@
+"""Known answers for every backend present: closed forms, listed paths, an independent float64 sum.
+
+A check is a function of a backend that returns its largest error; it passes if that is at most the
+limit. `launch/selfcheck.py` prints the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from seqtrain.fsa import Fsa
+from seqtrain.ops.dispatch import backends
+from seqtrain.ops.expectation import expected_accuracy
+from seqtrain.ops.forward_backward import occupancies
+from seqtrain.ops.graph import Graph, pack, pack_batch
+from seqtrain.ops.viterbi import viterbi
+
+PDFS = 5
+FRAMES = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    check: str
+    backend: str
+    error: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.error <= self.limit)  # a NaN is not ok
+
+
+def run(graph: Fsa | None = None) -> Iterator[Result]:
+    """Runs every check on every backend present.
+
+    Args:
+      graph: a real denominator to check against an independent float64 recursion; None skips it.
+
+    Yields:
+      A `Result` per check and backend; a check that raises has error inf.
+    """
+    checks: dict[str, tuple[Callable[[str], float], float]] = {
+        'free loop: Σ log-sum-exp, softmax occupancies': (_free_loop, 1e-5),
+        'leaky HMM: (T + 1) log(1 + leaky)': (_leaky, 1e-5),
+        'random graphs: listed paths, value and occupancies': (_listed, 1e-5),
+        'underflow: two paths that cross at e^-2000': (_underflow, 1e-5),
+        'bad utterances: -inf, NaN, and the others untouched': (_bad_ones, 1e-6),
+        'expected accuracy: closed form': (_expectation, 1e-5),
+        'best path: listed paths': (_best_path, 1e-5),
+    }
+    if graph is not None:
+        checks['real denominator: float64 forward pass'] = (lambda b: _real(graph, b), 1e-5)
+    for (name, (check, limit)), backend in itertools.product(checks.items(), backends()):
+        try:
+            error = float(check(backend))
+        except Exception as problem:  # a check that breaks is a line in the table, not the end
+            name, error = f'{name} ({type(problem).__name__}: {problem})', float('inf')
+        yield Result(name, backend, error, limit)
+
+
+def _fsa(*columns) -> Fsa:
+    """src, dst, pdf, weight, initial, final as any sequences."""
+    return Fsa(*map(np.asarray, columns))
+
+
+def _scores(batch: int, scale: float = 1.0):
+    rng = np.random.default_rng(0)
+    return (scale * rng.normal(size=(batch, FRAMES, PDFS))).astype(np.float32)
+
+
+def _loop() -> Graph:
+    zeros = np.zeros(PDFS)
+    return pack(_fsa(zeros, zeros, range(PDFS), zeros, [0.0], [0.0]))
+
+
+def _gap(got, want) -> float:
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return float(np.max(np.abs(got - want) / np.maximum(1.0, np.abs(want))))
+
+
+def _free_loop(backend: str) -> float:
+    scores, lengths = _scores(3), jnp.array([FRAMES, 4, 0], jnp.int32)
+    log_z, gamma = occupancies(jnp.asarray(scores), lengths, _loop(), backend=backend)
+    valid = np.arange(FRAMES) < np.asarray(lengths)[:, None]
+    total = np.log(np.exp(scores.astype(np.float64)).sum(-1))
+    softmax = np.exp(scores - total[:, :, None]) * valid[:, :, None]
+    return max(_gap(log_z, (total * valid).sum(1)), _gap(gamma, softmax))
+
+
+def _leaky(backend: str) -> float:
+    fsa = _fsa([0], [0], [0], [0.0], [0.0], [0.0])
+    scores, lengths = np.zeros((2, FRAMES, PDFS), np.float32), jnp.array([FRAMES, 2], jnp.int32)
+    log_z, _ = occupancies(jnp.asarray(scores), lengths, pack(fsa), leaky=0.1, backend=backend)
+    return _gap(log_z, (np.asarray(lengths) + 1) * np.log1p(0.1))
+
+
+def _random_fsas(count: int) -> list[Fsa]:
+    rng = np.random.default_rng(1)
+    return [
+        _fsa(
+            rng.integers(3, size=8),
+            rng.integers(3, size=8),
+            rng.integers(PDFS, size=8),
+            rng.normal(size=8),
+            rng.normal(size=3),
+            rng.normal(size=3),
+        )
+        for _ in range(count)
+    ]
+
+
+def _paths(fsa: Fsa, scores: np.ndarray) -> list[tuple[float, tuple[int, ...]]]:
+    """Log-weight and arcs of every path of len(scores) arcs, by trying all sequences of arcs."""
+    found = []
+    for arcs in itertools.product(range(fsa.num_arcs), repeat=len(scores)):
+        if any(fsa.dst[a] != fsa.src[b] for a, b in itertools.pairwise(arcs)):
+            continue
+        weight = float(fsa.initial[fsa.src[arcs[0]]]) + float(fsa.final[fsa.dst[arcs[-1]]])
+        weight += sum(
+            float(fsa.weight[a]) + float(s[fsa.pdf[a]]) for a, s in zip(arcs, scores, strict=True)
+        )
+        found.append((weight, arcs))
+    return found
+
+
+def _listed(backend: str) -> float:
+    fsas, frames = _random_fsas(3), 4
+    scores, lengths = _scores(3)[:, :frames], jnp.full(3, frames, jnp.int32)
+    log_z, gamma = occupancies(
+        jnp.asarray(scores), lengths, pack_batch(fsas, 4, 10), backend=backend
+    )
+    error = 0.0
+    for b, fsa in enumerate(fsas):
+        found = _paths(fsa, scores[b])
+        total = np.logaddexp.reduce([w for w, _ in found])
+        want = np.zeros((frames, PDFS))
+        for weight, arcs in found:
+            want[np.arange(frames), fsa.pdf[list(arcs)]] += np.exp(weight - total)
+        error = max(error, _gap(log_z[b], total), _gap(gamma[b], want))
+    return error
+
+
+def _underflow(backend: str) -> float:
+    both = _fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    half = np.array([[0.0, -500.0]] * 4)
+    scores = np.concatenate([half, half[:, ::-1]]).astype(np.float32)[None]
+    log_z, gamma = occupancies(
+        jnp.asarray(scores), jnp.array([8], jnp.int32), pack(both), backend=backend
+    )
+    return max(_gap(log_z, [np.log(2) - 2000]), _gap(gamma, np.full((1, 8, 2), 0.5)))
+
+
+def _bad_ones(backend: str) -> float:
+    chain = _fsa([0, 1], [1, 2], [0, 1], [0, 0], [0, -np.inf, -np.inf], [-np.inf, -np.inf, 0])
+    loop = _fsa(np.zeros(PDFS), np.zeros(PDFS), range(PDFS), np.zeros(PDFS), [0.0], [0.0])
+    scores, lengths = _scores(3), jnp.array([1, FRAMES, FRAMES], jnp.int32)
+    graphs = pack_batch([chain, loop, loop])
+    clean = occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)[1]
+    scores[1, 2, 0] = np.nan
+    log_z, gamma = occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
+    as_they_should = log_z[0] == -np.inf and np.isnan(log_z[1]) and not np.any(gamma[:2])
+    return _gap(gamma[2], clean[2]) if as_they_should else float('inf')
+
+
+def _expectation(backend: str) -> float:
+    scores, accuracy = _scores(2), _scores(2)[:, ::-1].copy()
+    lengths = jnp.full(2, FRAMES, jnp.int32)
+
+    def total(s):
+        return expected_accuracy(s, lengths, _loop(), jnp.asarray(accuracy), backend=backend)[
+            0
+        ].sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(scores))
+    prob = np.exp(scores.astype(np.float64))
+    prob /= prob.sum(-1, keepdims=True)
+    mean = (prob * accuracy).sum(-1, keepdims=True)
+    return max(_gap(value, mean.sum()), _gap(gradient, prob * (accuracy - mean)))
+
+
+def _best_path(backend: str) -> float:
+    del backend  # one implementation for all
+    fsa, frames = _random_fsas(1)[0], 4
+    scores = _scores(1)[:, :frames]
+    best, labels = viterbi(jnp.asarray(scores), jnp.array([frames], jnp.int32), pack(fsa))
+    weight, arcs = max(_paths(fsa, scores[0]))
+    wrong = labels[0].tolist() != fsa.pdf[list(arcs)].tolist()
+    return float('inf') if wrong else _gap(best, [weight])
+
+
+def _real(fsa: Fsa, backend: str, frames: int = 40) -> float:
+    """Against a scaled float64 forward pass, one sparse product per frame and pdf."""
+    graph, pdfs = pack(fsa), fsa.num_pdfs
+    scores = np.random.default_rng(2).normal(size=(2, frames, pdfs)).astype(np.float32)
+    lengths = jnp.array([frames, frames // 2], jnp.int32)
+    log_z, gamma = occupancies(jnp.asarray(scores), lengths, graph, backend=backend)
+    error = float(
+        np.abs(np.asarray(gamma.sum(-1)) - (np.arange(frames) < np.asarray(lengths)[:, None])).max()
+    )
+    for b, length in enumerate(lengths.tolist()):
+        alpha, log_total = np.exp(fsa.initial.astype(np.float64)), 0.0
+        for t in range(length):
+            prob = np.exp(fsa.weight.astype(np.float64) + scores[b, t, fsa.pdf])
+            step = csr_matrix((prob, (fsa.dst, fsa.src)), (fsa.num_states, fsa.num_states))
+            alpha = step @ alpha
+            log_total += np.log(alpha.sum())
+            alpha /= alpha.sum()
+        want = log_total + np.log(alpha @ np.exp(fsa.final.astype(np.float64)))
+        error = max(error, _gap(log_z[b], want))
+    return error
