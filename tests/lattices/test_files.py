@@ -41,10 +41,35 @@ def test_by_hand(tmp_path, lattice_paths):
     assert lattice_paths(found['utt-b']) == [((0,), ('x',), 0.0)]
 
 
+COMPACT = """utt-c
+0 1 1 0.5,2,7_7_3
+0 2 2 1,1,3_7
+1 3 0 0.25,0,
+2 3 0 0,1,3
+3 0.125,1,7
+"""
+
+
+def test_compact_lattices(tmp_path, lattice_paths):
+    (tmp_path / 'lat.txt').write_text(COMPACT)
+    pdf_of_label = [-1, 9, 9, 4, 9, 9, 9, 5]
+    found = read_archive(
+        tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], acoustic_scale=0.5, pdf_of_label=pdf_of_label
+    )['utt-c']
+    assert found.num_frames == 4
+    assert sorted(lattice_paths(found)) == [
+        ((4, 5, 4, 5), ('y',), pytest.approx(-(1 + 0.125) - 0.5 * (1 + 1 + 1))),
+        ((5, 5, 4, 5), ('x',), pytest.approx(-(0.5 + 0.25 + 0.125) - 0.5 * (2 + 1))),
+    ]
+    with pytest.raises(LatticeError, match=r'lat\.txt:2: input label 7 has no pdf'):
+        read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], pdf_of_label=[-1, 0])
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
         ('0 1 3 1 1.5,2.5', '0 1 3', r'lat\.txt:2: 3 fields'),
+        ('0 1 3 1 1.5,2.5', '0 1 3 1 1,2,3', r'lat\.txt:2: input labels in a weight'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
         ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt: utterance 'utt-a': Arc \d has a word that is not"),
         ('2 1 0 2 0.25,0', '2 1 1 2 0.25,0', r'lat\.txt:2: paths of different lengths meet'),
