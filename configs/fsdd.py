@@ -14,6 +14,11 @@ def get_config():
     config.name = 'fsdd'
     config.data.corpus = 'fsdd'
     config.data.batch_size = 32
+    config.data.spec_augment = True
+    config.spec_augment.max_freq_width = 5
+    config.features.cmvn = 'speaker'  # half a second of speech is too little to normalise by
+    config.bootstrap.updates = 100
+    config.mmi.updates = 800
     config.graph.word_lm_order = 1
     config.exchange.num_replicas = 2
     return config

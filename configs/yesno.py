@@ -13,6 +13,8 @@ def get_config():
     config.name = 'yesno'
     config.data.corpus = 'yesno'
     config.graph.word_lm_order = 0  # every training utterance begins with NO, every test one not
+    config.data.spec_augment = True
+    config.features.dither = 400.0  # hides the digital silence at the edges of some recordings
     config.model.num_hidden = 96
     config.exchange.num_replicas = 2
     return config
