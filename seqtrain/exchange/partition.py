@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqtrain.exchange.memory import aligned_empty
+
 
 class PartitionError(ValueError):
     """A tree that cannot be cut, or that is not the tree the partition was made for."""
@@ -96,7 +98,7 @@ class Partition:
             raise PartitionError(
                 f'The update has structure {treedef}, the parameters have {self.treedef}.'
             )
-        shards = [np.empty(self.shard_size(s), np.float32) for s in range(self.num_shards)]
+        shards = [aligned_empty(self.shard_size(s)) for s in range(self.num_shards)]
         for leaf, value in zip(self.leaves, values, strict=True):
             if tuple(np.shape(value)) != leaf.shape:
                 raise PartitionError(
