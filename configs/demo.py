@@ -18,7 +18,7 @@ def get_config():
     config.data.spec_augment = True
     config.bootstrap.rounds = 6
     config.bootstrap.updates = 100
-    config.mmi.updates = 600
+    config.sequence.updates = 600
     config.exchange.num_replicas = 4
     config.exchange.num_shards = 2
     return config

@@ -1,4 +1,4 @@
-"""Free Spoken Digit Dataset v1.0.9: isolated digits, recordings 0 to 4 of each speaker are the test.
+"""Free Spoken Digit Dataset v1.0.9: isolated digits; recordings 0 to 4 of each are the test.
 
     python launch/train.py --config=configs/fsdd.py --workdir=workdirs/fsdd
 
@@ -18,7 +18,7 @@ def get_config():
     config.spec_augment.max_freq_width = 5
     config.features.cmvn = 'speaker'  # half a second of speech is too little to normalise by
     config.bootstrap.updates = 100
-    config.mmi.updates = 800
+    config.sequence.updates = 800
     config.graph.word_lm_order = 1
     config.exchange.num_replicas = 2
     return config

@@ -18,5 +18,5 @@ def get_config():
     config.features.cmvn = 'speaker'
     config.exchange.num_replicas = 2
     config.bootstrap.updates = 100
-    config.mmi.updates = 600
+    config.sequence.updates = 600
     return config

@@ -19,7 +19,7 @@ from seqtrain.data import augment, corpora, kaldi
 from seqtrain.data.features import FeatureConfig
 from seqtrain.data.utterance import DataError, Utterance
 from seqtrain.exchange import rules
-from seqtrain.graphs import Lexicon
+from seqtrain.graphs import Lexicon, Topology
 from seqtrain.training import devices, prepare, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import pick, section
@@ -119,8 +119,8 @@ def rule(config: ml_collections.ConfigDict, kind: str) -> rules.Rule:
     if kind == 'ce':
         return RULES[name](config.bootstrap.learning_rate)
     per_version = config.exchange.num_replicas if config.exchange.mode == 'sync' else 1
-    first, last = config.mmi.learning_rate, config.mmi.final_learning_rate
-    versions = max(1, config.mmi.updates // per_version)
+    first, last = config.sequence.learning_rate, config.sequence.final_learning_rate
+    versions = max(1, config.sequence.updates // per_version)
     return RULES[name](optax.exponential_decay(first, versions, last / first))
 
 
@@ -142,14 +142,19 @@ def server(
     )
 
 
-def step(config: ml_collections.ConfigDict, net: steps.Network, kind: str) -> Callable[..., Any]:
+def step(
+    config: ml_collections.ConfigDict, net: steps.Network, kind: str, topology: Topology
+) -> Callable[..., Any]:
     """The compiled step of a kind of stage; its further arguments are `step_args`."""
     if kind == 'ce':
         return steps.make_step(net, steps.cross_entropy, config.exchange.clip_norm)
-    weights = steps.MmiConfig(**pick(config.mmi, 'leaky', 'ce_weight', 'output_l2'))
+    settings = steps.SequenceConfig(
+        **pick(config.sequence, 'criterion', 'boost', 'leaky', 'ce_weight', 'output_l2'),
+        phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
+    )
     return steps.make_step(
         net,
-        lambda log_prior, graph: steps.lf_mmi(log_prior, graph, weights),
+        lambda log_prior, graph: steps.sequence(log_prior, graph, settings),
         config.exchange.clip_norm,
     )
 

@@ -79,13 +79,15 @@ def default() -> ml_collections.ConfigDict:
     config.bootstrap.updates = 40  # per round, over all replicas
     config.bootstrap.learning_rate = 2e-3
 
-    config.mmi = ml_collections.ConfigDict()
-    config.mmi.updates = 150
-    config.mmi.learning_rate = 1e-3
-    config.mmi.final_learning_rate = 1e-4  # exponential decay
-    config.mmi.leaky = 0.0
-    config.mmi.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
-    config.mmi.output_l2 = 1e-4
+    config.sequence = ml_collections.ConfigDict()
+    config.sequence.criterion = 'mmi'  # lattice-free; or smbr, mpe
+    config.sequence.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
+    config.sequence.updates = 150
+    config.sequence.learning_rate = 1e-3
+    config.sequence.final_learning_rate = 1e-4  # exponential decay
+    config.sequence.leaky = 0.0
+    config.sequence.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
+    config.sequence.output_l2 = 1e-4
 
     config.decode = ml_collections.ConfigDict()
     config.decode.acoustic_scale = 1.0

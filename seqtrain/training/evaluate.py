@@ -131,7 +131,7 @@ def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[s
             if all(word in lexicon.pronunciations for word in text.split())
         }
         references['phone'] = {
-            name: recognizer.phone_text(text, lexicon) for name, text in known.items()
+            name: ' '.join(lexicon.canonical(text)) for name, text in known.items()
         }
     return references
 

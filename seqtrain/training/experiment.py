@@ -58,7 +58,7 @@ class Experiment:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir, quiet: bool = False):
         self.config, self.workdir = config, workdir
-        self.stages = plan(config.bootstrap.rounds, config.bootstrap.updates, config.mmi.updates)
+        self.stages = plan(config)
         self.data = assembly.training_data(config)
         self.evaluator = evaluate.Evaluator.make(config, self.data, workdir)
         self.network, params = assembly.network(
@@ -104,7 +104,7 @@ class Experiment:
 
     def result(self) -> dict[str, Any]:
         """Scores the trained network, writes the report, returns the last line of JSON."""
-        self.evaluator.score('mmi', self.server.params().params)
+        self.evaluator.score(self.config.sequence.criterion, self.server.params().params)
         result = run_report.summary(self)
         run_report.write(self, result)
         return result
@@ -118,7 +118,7 @@ class Experiment:
     def _begin(self, index: int, stage: Stage) -> None:
         """What happens between stages: score the baseline, change the rule, realign."""
         params = self.server.params().params
-        if stage.kind == 'mmi':
+        if stage.kind == 'sequence':
             self.evaluator.score('ce', params)
         if index and self.stages[index - 1].kind != stage.kind:
             self.server.set_rule(assembly.rule(self.config, stage.kind), note=stage.name)
@@ -133,7 +133,9 @@ class Experiment:
     def _run(self, stage: Stage) -> None:
         settings = self.config.exchange
         if stage.kind not in self._steps:
-            self._steps[stage.kind] = assembly.step(self.config, self.network, stage.kind)
+            self._steps[stage.kind] = assembly.step(
+                self.config, self.network, stage.kind, self.data.topology
+            )
         work = Work(
             stage.name,
             self._steps[stage.kind],

@@ -176,7 +176,13 @@ def _problem(needed: int | OovError, num_frames: int, subsampling: int) -> str:
 
 def _phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
     """The denominator's phone model, from the transcripts alone (no alignment is needed)."""
-    phones = training_phones(list(dict.fromkeys(texts)), lexicon, samples=5, seed=config.seed)
+    phones = training_phones(
+        list(dict.fromkeys(texts)),
+        lexicon,
+        samples=5,
+        seed=config.seed,
+        silence_probability=0.5 if config.optional_silence else 0.0,
+    )
     return PhoneLm.estimate(phones, lexicon.phones, order=config.phone_lm_order)
 
 

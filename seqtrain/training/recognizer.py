@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -77,16 +75,10 @@ def word_graph(
 
 def phone_graph(texts: Sequence[str], lexicon: Lexicon, topology: Topology) -> DecodingGraph:
     """The decoding graph over phones: a phone bigram of the transcripts' pronunciations."""
-    loop = Lexicon.from_dict({p: p for p in lexicon.phones[1:]}, phones=lexicon.phones)
-    sentences = [phone_text(text, lexicon).split() for text in texts]
-    model = NGramLm.estimate(sentences, 2, vocabulary=loop.words)
-    return decoding_graph(loop, topology, model)
-
-
-def phone_text(text: str, lexicon: Lexicon) -> str:
-    """The first pronunciations of a transcript's words."""
-    ids = [p for word in text.split() for p in lexicon.variants(word)[0]]
-    return ' '.join(lexicon.phones[p] for p in ids)
+    phones = lexicon.of_phones()
+    sentences = [lexicon.canonical(text) for text in texts]
+    model = NGramLm.estimate(sentences, 2, vocabulary=phones.words)
+    return decoding_graph(phones, topology, model)
 
 
 @dataclasses.dataclass(eq=False)
@@ -107,16 +99,24 @@ class Recognizer:
         self._forward = steps.make_forward(self.network)
 
     def __call__(self, params: Any, features: FeatureSet) -> dict[str, Hypothesis]:
-        """Hypotheses by utterance id. The search runs in threads beside the network."""
+        """Hypotheses by utterance id; the network runs ahead of the search by one batch."""
         if not len(features):
             return {}
         buckets = Buckets.fit(features.num_frames, 3, batch_size=self.batch_size)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            futures = {}
-            for batch in buckets.batches(features.features):
-                logits, lengths = self._forward(params, batch.features, batch.lengths)
-                for row, index in enumerate(batch.indices):
-                    if index >= 0:
-                        scores = np.asarray(logits[row])[: int(lengths[row])]
-                        futures[features.ids[index]] = pool.submit(self.decoder.decode, scores)
-            return {name: future.result() for name, future in futures.items()}
+        hypotheses: dict[str, Hypothesis] = {}
+        waiting = None
+        for batch in buckets.batches(features.features):
+            scored = (batch.indices, *self._forward(params, batch.features, batch.lengths))
+            if waiting is not None:
+                hypotheses |= self._search(waiting, features.ids)
+            waiting = scored
+        return hypotheses | self._search(waiting, features.ids)
+
+    def _search(self, scored: Any, ids: Sequence[str]) -> dict[str, Hypothesis]:
+        # One thread: kaldi-decoder holds Python's lock while it searches.
+        indices, logits, lengths = (np.asarray(x) for x in scored)
+        return {
+            ids[index]: self.decoder.decode(logits[row, : lengths[row]])
+            for row, index in enumerate(indices)
+            if index >= 0
+        }

@@ -47,9 +47,9 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
             recorded.events,
             recorded.params,
             config.exchange.num_shards,
-            assembly.rule(config, 'ce' if config.bootstrap.rounds else 'mmi'),
+            assembly.rule(config, 'ce' if config.bootstrap.rounds else 'sequence'),
             recorded.gradient,
-            later_rules=[(assembly.rule(config, 'mmi'), False)] * recorded.rule_changes,
+            later_rules=[(assembly.rule(config, 'sequence'), False)] * recorded.rule_changes,
         )
     ends = [np.asarray(store.values) for store in stores]
     saved = [np.asarray(shard['arrays']['values']) for shard in position.shards]
@@ -81,7 +81,10 @@ class Recorded:
         self._batcher = assembly.batcher(config, self._data)
         self._denominator = jax.device_get(ops.pack(self._data.denominator))
         self._align = steps.make_align(self._network)
-        self._steps = {kind: assembly.step(config, self._network, kind) for kind in ('ce', 'mmi')}
+        self._steps = {
+            kind: assembly.step(config, self._network, kind, self._data.topology)
+            for kind in ('ce', 'sequence')
+        }
         self._book = lease_book(config, self._data)
         self._stage, self._labels = '', align.flat_start(self._data)
         self._log_prior = self._priors()
@@ -102,7 +105,7 @@ class Recorded:
         stage, lease_id = self._pushes[key]
         if stage != self._stage:
             self._begin(stage, params)
-        kind = stage.split('-')[0]
+        kind = 'ce' if stage.startswith('ce-') else 'sequence'
         args = assembly.step_args(kind, self._log_prior, self._denominator)
         lease = self._book.lease(lease_id)
         batch = self._batcher.make(lease, jax.devices()[0], self._labels)

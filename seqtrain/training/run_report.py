@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from seqtrain.training.experiment import Experiment
 
 _MODES = {'async': 'asynchronous', 'sync': 'synchronous'}
-_MODELS = {'ce': 'cross-entropy', 'mmi': 'LF-MMI'}
+_MODELS = {'ce': 'cross-entropy', 'mmi': 'LF-MMI', 'smbr': 'LF-sMBR', 'mpe': 'LF-MPE'}
 
 
 def summary(run: Experiment) -> dict[str, Any]:
     """The last line of JSON: JSON types only, rates as fractions, times in seconds."""
     scores = {(s.model, s.unit): s for s in run.evaluator.scores}
-    final = scores['mmi', 'word']
+    criterion = run.config.sequence.criterion
+    final = scores[criterion, 'word']
     applied = _of_kind(run.monitor.events, 'applied')
     result = {
         'wer': final.wer,
@@ -36,7 +37,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'substitutions': final.substitutions,
         'wer_interval': [final.low, final.high],
         'wer_ce': scores['ce', 'word'].wer,
-        'frames_per_s': run.monitor.frames_per_s('mmi'),
+        'frames_per_s': run.monitor.frames_per_s(criterion),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),
         'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),
@@ -44,6 +45,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'training_s': run.monitor.updates[-1].finished_s if run.monitor.updates else 0.0,
         'decoding_s': sum(s.seconds for s in run.evaluator.scores),
         'name': run.config.name,
+        'criterion': criterion,
         'mode': run.config.exchange.mode,
         'replicas': run.config.exchange.num_replicas,
         'seed': run.config.seed,
@@ -51,7 +53,7 @@ def summary(run: Experiment) -> dict[str, Any]:
     }
     for (model, unit), score in scores.items():
         if unit == 'phone':
-            result['per' if model == 'mmi' else f'per_{model}'] = score.wer
+            result['per' if model == criterion else f'per_{model}'] = score.wer
     return result
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import jax
+import ml_collections
 
 from seqtrain.exchange import ExchangeError, LocalServer
 from seqtrain.training.leasing import LeaseDesk
@@ -21,7 +22,7 @@ class Stage:
 
     Attributes:
       name: for the log, e.g. 'ce-2' or 'mmi'.
-      kind: 'ce' or 'mmi'.
+      kind: 'ce' or 'sequence'.
       updates: over all replicas.
       realign: whether the network realigns the training set before it starts.
     """
@@ -32,12 +33,14 @@ class Stage:
     realign: bool
 
 
-def plan(bootstrap_rounds: int, bootstrap_updates: int, mmi_updates: int) -> list[Stage]:
-    """CE from the flat start, CE after each realignment, one more realignment, then LF-MMI."""
+def plan(config: ml_collections.ConfigDict) -> list[Stage]:
+    """CE from the flat start, then after each realignment; the sequence criterion last."""
     rounds = [
-        Stage(f'ce-{r}', 'ce', bootstrap_updates, realign=r > 0) for r in range(bootstrap_rounds)
+        Stage(f'ce-{r}', 'ce', config.bootstrap.updates, realign=r > 0)
+        for r in range(config.bootstrap.rounds)
     ]
-    return [*rounds, Stage('mmi', 'mmi', mmi_updates, realign=True)]
+    last = Stage(config.sequence.criterion, 'sequence', config.sequence.updates, realign=True)
+    return [*rounds, last]
 
 
 def run_stage(

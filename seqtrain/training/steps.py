@@ -81,37 +81,74 @@ def cross_entropy(log_prior: Float[Array, 'P']) -> Criterion:
 
 
 @dataclasses.dataclass(frozen=True)
-class MmiConfig:
-    """Weights of the terms of the lattice-free MMI stage.
+class SequenceConfig:
+    """The criterion of the sequence stage and the weights of its terms.
 
     Attributes:
+      criterion: 'mmi', 'smbr' (frames with the right pdf) or 'mpe' (right phones), all on the
+        lattice-free denominator.
+      phone_of_pdf: the phone of every pdf, phone 0 silence; for `boost` and 'mpe'.
+      boost: b of boosted MMI; 0 is plain MMI.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
-      ce_weight: λ of F-smoothing, L = L_MMI + λ·L_CE (Su et al. 2013), per frame.
+      ce_weight: λ of F-smoothing, L = L_sequence + λ·L_CE (Su et al. 2013), per frame.
       output_l2: weight of ½·‖logits‖² per frame.
     """
 
+    criterion: str = 'mmi'
+    phone_of_pdf: tuple[int, ...] = ()
+    boost: float = 0.0
     leaky: float = 0.0
     ce_weight: float = 0.0
     output_l2: float = 0.0
 
+    def __post_init__(self):
+        if self.criterion not in ('mmi', 'smbr', 'mpe'):
+            raise ValueError(f'criterion is {self.criterion!r}; choose mmi, smbr or mpe.')
+        if self.boost and self.criterion != 'mmi':
+            raise ValueError(f'boost belongs to mmi; the criterion is {self.criterion!r}.')
 
-def lf_mmi(log_prior: Float[Array, 'P'], denominator: ops.Graph, config: MmiConfig) -> Criterion:
-    """Minus the lattice-free MMI log-probability per frame, with its regularisers."""
+
+def sequence(
+    log_prior: Float[Array, 'P'], denominator: ops.Graph, config: SequenceConfig
+) -> Criterion:
+    """Minus the sequence criterion per frame, with its regularisers."""
 
     def criterion(logits, lengths, batch):
-        out = losses.lf_mmi(logits, lengths, batch.numerators, denominator, leaky=config.leaky)
+        out = _outcome(logits, lengths, batch, denominator, config)
         frames = _frames(jnp.where(out.valid, lengths, 0))
         scale = 1.0 / jnp.maximum(frames, 1)
-        mmi = -out.value.sum() * scale
-        loss = mmi
+        value = out.value.sum() * scale
+        loss = -value
         if config.output_l2:
             loss += config.output_l2 * losses.output_l2(logits, lengths).sum() * scale
         if config.ce_weight:
             ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum()
             loss += config.ce_weight * ce * scale
-        return loss, {'mmi': mmi, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
+        return loss, {'value': value, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
 
     return criterion
+
+
+def _outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
+    phones = config.phone_of_pdf
+    silence = [pdf for pdf, phone in enumerate(phones) if phone == 0]
+    options: dict[str, Any] = {'silence': silence, 'leaky': config.leaky}
+    if config.criterion == 'smbr':
+        return losses.smbr(logits, lengths, batch.labels, denominator, **options)
+    if config.criterion == 'mpe':
+        return losses.mpe(logits, lengths, batch.labels, denominator, phones, **options)
+    accuracy = None
+    if config.boost:
+        accuracy = losses.frame_accuracy(batch.labels, len(phones), classes=phones, silence=silence)
+    return losses.lf_mmi(
+        logits,
+        lengths,
+        batch.numerators,
+        denominator,
+        leaky=config.leaky,
+        boost=config.boost,
+        accuracy=accuracy,
+    )
 
 
 def make_step(network: Network, make_criterion: Callable[..., Criterion], clip_norm: float):

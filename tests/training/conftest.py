@@ -17,7 +17,7 @@ def tiny_config(cache_dir, **changes):
     config.exchange.num_replicas = 2
     config.bootstrap.rounds = 2
     config.bootstrap.updates = 4
-    config.mmi.updates = 6
+    config.sequence.updates = 6
     config.checkpoint.every_updates = 4
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     return config

@@ -86,14 +86,14 @@ def _plain_loop(config):
     frames = data.features.num_frames.tolist()
     book = LeaseBook(len(data), lambda o: data.buckets.plan(o, frames), 1, config.seed)
     labels = align.flat_start(data)
-    for kind, updates in (('ce', config.bootstrap.updates), ('mmi', config.mmi.updates)):
-        if kind == 'mmi':
+    for kind, updates in (('ce', config.bootstrap.updates), ('sequence', config.sequence.updates)):
+        if kind == 'sequence':
             plain = Batcher(data, config.seed)
             labels = align.realign(
                 steps.make_align(net), params, plain, labels, [device], [range(len(data))]
             )
         log_prior = bootstrap.log_priors(labels, data.topology.num_pdfs)
-        rule, step = assembly.rule(config, kind), assembly.step(config, net, kind)
+        rule, step = assembly.rule(config, kind), assembly.step(config, net, kind, data.topology)
         args = assembly.step_args(kind, log_prior, ops.pack(data.denominator))
         # Flat, as in a shard: the compiler contracts multiply-adds differently by shape.
         flat = Partition.make(params, 1)

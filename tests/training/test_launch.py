@@ -42,7 +42,7 @@ def arguments(make_config, tmp_path):
         'exchange.num_replicas': 2,
         'bootstrap.rounds': 2,
         'bootstrap.updates': 4,
-        'mmi.updates': 6,
+        'sequence.updates': 6,
         'checkpoint.every_updates': 4,
     }
     flags = [f'--config.{name}={value}' for name, value in changed.items()]
@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_goes_on(arguments, tmp_path, module, target, cou
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--config=configs/demo.py', '--workdir=x', '--config.mmi.updatez=3'], 'updatez'),
+        (['--config=configs/demo.py', '--workdir=x', '--config.sequence.updatez=3'], 'updatez'),
         (['--config=configs/demo.py'], 'workdir'),
         (['--config=configs/kaldi.py', '--workdir=x', '--config.data.train=nowhere'], 'nowhere'),
     ],

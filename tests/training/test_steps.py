@@ -35,9 +35,10 @@ def setting():
     return network, params, batch, log_prior, ops.pack(denominator(phone_lm, TOPOLOGY))
 
 
-def mmi_step(network, clip_norm=0.0, **weights):
-    config = steps.MmiConfig(**weights)
-    return steps.make_step(network, lambda p, den: steps.lf_mmi(p, den, config), clip_norm)
+def sequence_step(network, clip_norm=0.0, **weights):
+    phones = tuple(TOPOLOGY.phone_of_pdf().tolist())
+    config = steps.SequenceConfig(phone_of_pdf=phones, **weights)
+    return steps.make_step(network, lambda p, den: steps.sequence(p, den, config), clip_norm)
 
 
 def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
@@ -53,7 +54,7 @@ def test_mmi_gradient_is_that_of_the_whole_loss(setting):
         out = losses.lf_mmi(logits, -(-batch.lengths // 3), batch.numerators, den)
         return -out.value.sum() / 55
 
-    gradients, metrics = mmi_step(network)(params, batch, log_prior, den)
+    gradients, metrics = sequence_step(network)(params, batch, log_prior, den)
     assert_trees_close(gradients, jax.grad(loss)(params))
     assert float(metrics['loss']) == pytest.approx(float(loss(params)), rel=1e-5)
     assert float(metrics['frames']) == 55
@@ -64,8 +65,8 @@ def test_regularisers_are_added(setting):
     network, params, batch, log_prior, den = setting
     logits = network(params, batch.features, batch.lengths)
     lengths = -(-batch.lengths // 3)
-    plain = mmi_step(network)(params, batch, log_prior, den)[1]['loss']
-    both = mmi_step(network, ce_weight=0.3, output_l2=0.01)(params, batch, log_prior, den)[1]
+    plain = sequence_step(network)(params, batch, log_prior, den)[1]['loss']
+    both = sequence_step(network, ce_weight=0.3, output_l2=0.01)(params, batch, log_prior, den)[1]
     ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum() / 55
     l2 = losses.output_l2(logits, lengths).sum() / 55
     assert float(both['loss']) == pytest.approx(float(plain + 0.3 * ce + 0.01 * l2), rel=1e-5)
@@ -75,7 +76,7 @@ def test_an_infeasible_utterance_changes_no_other_gradient(setting):
     network, params, batch, log_prior, den = setting
     short = dataclasses.replace(batch, lengths=np.array([60, 45, 6], np.int32))
     left_out = dataclasses.replace(batch, lengths=np.array([60, 45, 0], np.int32))
-    step = mmi_step(network)
+    step = sequence_step(network)
     gradients, metrics = step(params, short, log_prior, den)
     np.testing.assert_array_equal(metrics['valid'], [True, True, False])
     assert losses.Reason(int(metrics['reason'][2])) == losses.Reason.TOO_SHORT
@@ -101,8 +102,8 @@ def test_cross_entropy_step(setting):
 
 def test_clipping_bounds_the_norm_and_reports_it_unclipped(setting):
     network, params, batch, log_prior, den = setting
-    whole, metrics = mmi_step(network)(params, batch, log_prior, den)
-    clipped, also = mmi_step(network, clip_norm=0.01)(params, batch, log_prior, den)
+    whole, metrics = sequence_step(network)(params, batch, log_prior, den)
+    clipped, also = sequence_step(network, clip_norm=0.01)(params, batch, log_prior, den)
     norm = float(metrics['gradient_norm'])
     assert norm > 0.01
     assert float(also['gradient_norm']) == pytest.approx(norm, rel=1e-5)
@@ -115,3 +116,24 @@ def test_changing_priors_compiles_nothing_anew(setting):
     step(params, batch, log_prior)
     step(params, batch, log_prior + 1)
     assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize('weights', [{'boost': 0.1}, {'criterion': 'smbr'}, {'criterion': 'mpe'}])
+def test_every_criterion_has_zero_row_sums_and_a_descent_direction(setting, weights):
+    network, params, batch, log_prior, den = setting
+    step = sequence_step(network, **weights)
+    gradients, metrics = step(params, batch, log_prior, den)
+    assert float(metrics['row_sum']) < 1e-6
+    assert float(metrics['gradient_norm']) > 0
+    small = 1e-2 / float(metrics['gradient_norm'])
+    moved = jax.tree.map(lambda p, g: p - small * g, params, gradients)
+    assert float(step(moved, batch, log_prior, den)[1]['loss']) < float(metrics['loss'])
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [({'criterion': 'mbr'}, 'choose mmi'), ({'criterion': 'mpe', 'boost': 0.1}, 'belongs to mmi')],
+)
+def test_an_unknown_criterion_is_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        steps.SequenceConfig(**weights)
