@@ -334,12 +334,8 @@ class Client:
 
     def _do(self, work: _Work) -> None:
         started = time.perf_counter()
-        is_push = work.push is not None
-        if work.push is not None:
-            self._courier.push(*work.push)
-            work.push = None  # the device may have its memory back
-        rests = self._take_turns and is_push
-        pulled = None if self._closing or rests else self._courier.pull()
+        pulled = self._exchange(work)
+        work.push = None  # the device may have its memory back
         with self._cond:
             if self._work:
                 self._work.popleft()
@@ -348,3 +344,11 @@ class Client:
                 self._newest, self._unread = pulled, True
             self._courier.stats.exchange_s += time.perf_counter() - started
             self._cond.notify_all()
+
+    def _exchange(self, work: _Work) -> Pulled | None:
+        if work.push is None:
+            return None if self._closing else self._courier.pull()
+        if self._take_turns or self._closing:
+            self._courier.push(*work.push)
+            return None
+        return self._courier.push_and_pull(*work.push)

@@ -113,6 +113,10 @@ class Stats:
         return self.staleness_sum / self.applied if self.applied else 0.0
 
 
+Answers = dict[tuple[int, bool], Reply]
+"""(shard, whether the question was a push) -> answer."""
+
+
 class Courier:
     """See the module.
 
@@ -163,36 +167,7 @@ class Courier:
 
     def push(self, update: Any, versions: Versions, seq: int, facts: Facts) -> None:
         """Sends one update to all shards and waits until each has applied or refused it."""
-        shards = [self._compress(s, part) for s, part in enumerate(self._partition.split(update))]
-        pushes: dict[int, Message] = {
-            s: Push(
-                self.worker,
-                seq,
-                versions.numbers[s],
-                part,
-                facts.frames,
-                facts.s2,
-                versions.generations[s],
-                versions.numbers,
-                versions.generations,
-                facts.steps,
-                facts.step_s,
-            )
-            for s, part in enumerate(shards)
-        }
-        lost = []
-        for shard, reply in self._ask(pushes, self._abandon).items():
-            if isinstance(reply, Ack):
-                self.stats.applied += 1
-                self.stats.staleness_sum += reply.staleness
-            elif isinstance(reply, Reject) and reply.reason != Reason.DUPLICATE:
-                self._note_rejection(reply)  # (a duplicate is our own retry: one copy was taken)
-                if reply.reason in (Reason.NOT_JOINED, Reason.GENERATION):
-                    lost.append(shard)
-        self.stats.bytes_pushed += sum(part.nbytes for part in shards)
-        if lost:
-            self.stats.rejoins += 1
-            self._ask_params({s: Join(self.worker, fresh=False) for s in lost})
+        self._take_answers(self._ask(self._pushes(update, versions, seq, facts)))
 
     def pull(self) -> Pulled | None:
         """The parameters of all shards; None when stopped meanwhile."""
@@ -201,6 +176,63 @@ class Courier:
         for group in [[s] for s in shards] if self._in_order else [list(shards)]:
             replies |= self._ask_params({s: Pull(self.worker) for s in group})
         return self._assemble(replies) if len(replies) == len(shards) else None
+
+    def push_and_pull(
+        self, update: Any, versions: Versions, seq: int, facts: Facts
+    ) -> Pulled | None:
+        """Both on one journey: a shard answers the pull after it has dealt with the push."""
+        pushes = self._pushes(update, versions, seq, facts)
+        shards = range(self._partition.num_shards)
+        pulls: list[tuple[int, Message]] = [(s, Pull(self.worker)) for s in shards]
+        answered = self._ask(pushes + pulls)
+        self._take_answers(answered)
+        replies = {s: r for (s, _), r in answered.items() if isinstance(r, Params)}
+        if len(replies) < len(pulls):  # a shard had forgotten us, or we are told to stop
+            missing = [s for s, _ in pulls if s not in replies]
+            replies |= self._ask_params({s: Pull(self.worker) for s in missing})
+        return self._assemble(replies) if len(replies) == len(pulls) else None
+
+    def _pushes(
+        self, update: Any, versions: Versions, seq: int, facts: Facts
+    ) -> list[tuple[int, Message]]:
+        parts = [self._compress(s, part) for s, part in enumerate(self._partition.split(update))]
+        self.stats.bytes_pushed += sum(part.nbytes for part in parts)
+        return [
+            (
+                s,
+                Push(
+                    self.worker,
+                    seq,
+                    versions.numbers[s],
+                    part,
+                    facts.frames,
+                    facts.s2,
+                    versions.generations[s],
+                    versions.numbers,
+                    versions.generations,
+                    facts.steps,
+                    facts.step_s,
+                ),
+            )
+            for s, part in enumerate(parts)
+        ]
+
+    def _take_answers(self, answered: Answers) -> None:
+        """Counts what became of a push; joins again where a shard had forgotten this replica."""
+        lost = []
+        for (shard, _), reply in answered.items():
+            if isinstance(reply, Ack):
+                self.stats.applied += 1
+                self.stats.staleness_sum += reply.staleness
+            elif isinstance(reply, Reject) and reply.seq >= 0 and reply.reason != Reason.DUPLICATE:
+                self._note_rejection(reply)  # (a duplicate is our own retry: one copy was taken)
+                if reply.reason in (Reason.NOT_JOINED, Reason.GENERATION):
+                    lost.append(shard)
+        self._join_again(lost)
+
+    def _join_again(self, shards: list[int]) -> None:
+        self.stats.rejoins += bool(shards)
+        self._ask([(s, Join(self.worker, fresh=False)) for s in shards])
 
     def leave(self) -> None:
         """Says good-bye to all shards."""
@@ -222,38 +254,41 @@ class Courier:
         """Asks for values. A shard that does not know this replica (any more) is joined again."""
         replies: dict[int, Params] = {}
         while messages and not self._stop():
-            again: dict[int, Message] = {}
-            for shard, reply in self._ask(messages, self._stop).items():
+            refused = []
+            for (shard, _), reply in self._ask(list(messages.items())).items():
                 if isinstance(reply, Params):
                     replies[shard] = reply
                 elif isinstance(reply, Reject):
                     self._note_rejection(reply)
-                    self.stats.rejoins += 1
-                    again[shard] = messages[shard]
-            self._ask({s: Join(self.worker, fresh=False) for s in again}, self._stop)
-            messages = again
+                    refused.append(shard)
+            self._join_again(refused)
+            messages = {shard: messages[shard] for shard in refused}
         return replies
 
-    def _ask(self, messages: dict[int, Message], stop: Callable[[], bool]) -> dict[int, Reply]:
-        """Sends one message per shard and waits for the answers, or until told to stop."""
-        waiting, replies = dict(messages), dict[int, Reply]()
-        for shard, message in messages.items():
+    def _ask(self, messages: list[tuple[int, Message]]) -> Answers:
+        """Sends messages and waits for their answers; when told to stop, for those of pushes."""
+        waiting = {(s, isinstance(message, Push)): message for s, message in messages}
+        answered: Answers = {}
+        for shard, message in messages:
             self._channel.send(shard, message)
-        while waiting and not stop():
+        while waiting and not self._abandon():
+            if self._stop() and not any(is_push for _, is_push in waiting):
+                break
             got = self._channel.receive(self._retry_s)
             if got is None:
                 self._send_again(waiting)
                 continue
             shard, reply = got
-            if shard in waiting and answers(waiting[shard], reply):
-                replies[shard] = reply
-                del waiting[shard]
-        return replies
+            for key in [(shard, True), (shard, False)]:
+                if key in waiting and answers(waiting[key], reply):
+                    answered[key] = reply
+                    del waiting[key]
+        return answered
 
-    def _send_again(self, waiting: dict[int, Message]) -> None:
+    def _send_again(self, waiting: dict[tuple[int, bool], Message]) -> None:
         if self._retry_s is None:
             return  # woken up, nothing is missing
-        for shard, message in waiting.items():
+        for (shard, _), message in waiting.items():
             self._channel.send(shard, message)
             self.stats.retries += 1
 

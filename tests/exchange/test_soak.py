@@ -26,8 +26,8 @@ def gradient(event, params):
 class Replica:
     """A replica that is started again whenever it dies, and pauses when it is told to."""
 
-    def __init__(self, server, worker, plan):
-        self.server, self.worker, self.plan = server, worker, plan
+    def __init__(self, server, worker, plan, pace_s):
+        self.server, self.worker, self.plan, self.pace_s = server, worker, plan, pace_s
         self.stop, self.pause = threading.Event(), threading.Event()
         self.resumed = threading.Event()
         self.client, self.acks, self.deaths, self.errors = None, 0, 0, []
@@ -56,7 +56,7 @@ class Replica:
             event = exchange.Event('', 0, self.worker, 0)
             client.push(gradient(event, params), versions)
             client.flush()
-            self.stop.wait(0.002)
+            self.stop.wait(self.pace_s)
 
 
 def rain(server, replicas, duration_s, interval_s, rng):
@@ -85,12 +85,12 @@ def rain(server, replicas, duration_s, interval_s, rng):
     return counts
 
 
-def soak(duration_s, interval_s, policy):
+def soak(duration_s, interval_s, policy, pace_s=0.002):
     threads = set(threading.enumerate())
     rule = rules.sgd(1e-3, 0.5)
     plan = FaultPlan(seed=7, lose=0.01, double=0.01, hold=0.01)
     with exchange.LocalServer(START, 2, rule, policy, lease_s=LEASE_S) as server:
-        replicas = [Replica(server, n, plan) for n in range(WORKERS)]
+        replicas = [Replica(server, n, plan, pace_s) for n in range(WORKERS)]
         for replica in replicas:
             replica.thread.start()
         counts = rain(server, replicas, duration_s, interval_s, random.Random(1))
@@ -150,7 +150,7 @@ def test_two_seconds_of_rain(policy, caplog):
 def test_ten_minutes_of_rain(caplog):
     caplog.set_level('ERROR')
     counts, applied = soak(
-        float(os.environ.get('SEQTRAIN_SOAK_S', 600)), 5.0, Policy(num_workers=WORKERS)
+        float(os.environ.get('SEQTRAIN_SOAK_S', 600)), 5.0, Policy(num_workers=WORKERS), 0.04
     )
     assert applied > 1000
     assert counts['kill'] > 0
