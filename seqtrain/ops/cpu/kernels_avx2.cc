@@ -17,7 +17,11 @@ namespace seqtrain {
 namespace avx2 {
 namespace {
 
+#include "vectors.inc"
+
 #include "lanes.inc"
+
+#include "limit.inc"
 
 }  // namespace
 

@@ -17,7 +17,11 @@ namespace seqtrain {
 namespace avx512 {
 namespace {
 
+#include "vectors.inc"
+
 #include "lanes.inc"
+
+#include "limit.inc"
 
 }  // namespace
 

@@ -10,7 +10,11 @@ namespace seqtrain {
 namespace base {
 namespace {
 
+#include "vectors.inc"
+
 #include "lanes.inc"
+
+#include "limit.inc"
 
 }  // namespace
 
