@@ -141,7 +141,8 @@ class Quadratic:
         return (self._curvature * gap + noise).astype(np.float32)
 
     def loss(self, values: np.ndarray) -> float:
-        return float(0.5 * np.sum(self._curvature * (values - self._target) ** 2))
+        gap = values.astype(np.float64) - self._target  # diverging runs overflow f32
+        return float(0.5 * np.sum(self._curvature * gap**2))
 
 
 @dataclasses.dataclass(frozen=True)
