@@ -43,7 +43,8 @@ class Kernel:
     Args:
       name: of the JAX primitive.
       portable, native: called as f(*arrays, graph, leaky); every array and every result has a
-        leading axis B. The first array is the scores.
+        leading axis B. The first array is the scores. `portable` is also told on_cpu=True or
+        False, because what is quick there is slow on an accelerator.
       results: from the shape of the scores to the shapes of the float32 results.
     """
 
@@ -75,7 +76,7 @@ class Kernel:
         native = backend == 'cpu' or (
             backend == 'auto' and on_cpu and not exporting and cpu.available()
         )
-        chosen = self._native if native else self._portable
+        chosen = self._native if native else partial(self._portable, on_cpu=on_cpu)
 
         def run(*flat):
             arrays, leaves = flat[: len(flat) - tree.num_leaves], flat[-tree.num_leaves :]

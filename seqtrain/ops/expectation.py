@@ -95,7 +95,8 @@ def _run(scores, lengths, graph: Graph, accuracy, leaky: float, backend: str):
     return value, log_z, jnp.where(broken[:, None, None], 0.0, gradient)
 
 
-def _xla(scores, accuracy, lengths, graph: Graph, leaky: float):
+def _xla(scores, accuracy, lengths, graph: Graph, leaky: float, on_cpu: bool):
+    del on_cpu  # one form for all platforms
     clean, lengths, broken, hopeless = forward_backward.sift(scores, lengths, graph, leaky)
     log_z, value, gradient = log_expectation.expectation(clean, accuracy, lengths, graph, leaky)
     broken = broken | layout.outside(graph, scores.shape[2])

@@ -110,9 +110,10 @@ def _run(scores, lengths, graph: Graph, leaky: float, backend: str):
     return _kernel(scores, lengths, graph=graph, leaky=leaky, backend=backend)
 
 
-def _xla(scores, lengths, graph: Graph, leaky: float):
+def _xla(scores, lengths, graph: Graph, leaky: float, on_cpu: bool):
     clean, lengths, broken, hopeless = sift(scores, lengths, graph, leaky)
-    log_z, gamma, trusted = scaled.forward_backward(clean, lengths, graph, leaky)
+    dense = scaled.is_dense(graph, on_cpu)
+    log_z, gamma, trusted = scaled.forward_backward(clean, lengths, graph, leaky, dense)
     redo = ~trusted & ~broken & ~hopeless
 
     def again(log_z, gamma):

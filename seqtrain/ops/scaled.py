@@ -32,7 +32,21 @@ class Pass(NamedTuple):
 TOLERANCE = 2e-4
 
 
-def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
+# A dense product costs S · G multiply-adds but runs near peak; a segment sum costs A slow ones.
+# Measured on two CPU cores: they break even at S · G = 30 A. Accelerators scatter slowly.
+_DENSE_PER_ARC_CPU = 24
+_DENSE_MAX_ACCELERATOR = 1 << 24
+
+
+def is_dense(graph: Graph, on_cpu: bool) -> bool:
+    """Whether a shared graph's arcs are better held as a matrix from states to groups."""
+    if graph.batched or graph.group is None:
+        return False
+    size = graph.num_states * graph.group_dst.shape[0]
+    return size <= (_DENSE_PER_ARC_CPU * graph.num_arcs if on_cpu else _DENSE_MAX_ACCELERATOR)
+
+
+def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = False) -> Pass:
     """Sums over all paths, with the occupancies of every pdf in every frame.
 
     α_{t+1}(d) = Σ_{arcs s→d} α_t(s) w e_t(pdf), scaled to a sum near 1 in every frame; β likewise;
@@ -45,6 +59,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
       lengths: i32[B], at most T.
       graph: shared or batched.
       leaky: coefficient of Kaldi's leaky HMM, 0 for none.
+      dense: sums over arcs as matrix products (grouped graphs only; see `is_dense`).
 
     Returns:
       A `Pass`.
@@ -53,6 +68,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
     active = jnp.arange(scores.shape[1])[:, None] < lengths
     emit, log_emit, in_range = _emissions(scores, active, view)
     prob = jnp.exp(view.weights(graph.weight))
+    matrix = _matrix(graph, prob) if dense else None
     initial, final = (_per_state(view, w) for w in (graph.initial, graph.final))
     alpha = jnp.broadcast_to(initial, _state_shape(view))
     alpha, power = _rescaled(view, _leak_forward(view, alpha, initial, leaky))
@@ -60,7 +76,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
     def forward(carry, frame):
         alpha, power = carry
         emit_t, active_t = frame
-        inner = _inner(view, alpha, prob)
+        inner = _inner(view, alpha, prob, matrix)
         new = _leak_forward(view, _into_states(view, inner, emit_t), initial, leaky)
         new, more = _rescaled(view, new)
         after = (
@@ -75,12 +91,12 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float) -> Pass:
     def backward(carry, frame):
         beta, power_beta = carry
         emit_t, active_t, (kept, power_alpha) = frame
-        inner = kept if graph.group is not None else _inner(view, kept, prob)
+        inner = kept if graph.group is not None else _inner(view, kept, prob, None)
         outer = _from_states(view, beta, emit_t)
         gamma = view.add_at(inner * outer, _pdf(graph), view.num_pdfs)
         total = view.total(gamma)
         ratio = total * _power_of_two(power_alpha + power_beta - power) / end
-        new = view.add_at(_at_arcs(view, outer) * prob, graph.src, graph.num_states)
+        new = _out_of_states(view, outer, prob, matrix)
         new, more = _rescaled(view, _leak_backward(view, new, initial, leaky))
         keep = view.spread(active_t)
         gamma = jnp.where(keep & (view.spread(total) > 0), gamma, 0.0)
@@ -124,12 +140,34 @@ def _pdf(graph: Graph):
     return graph.pdf if graph.group is None else graph.group_pdf
 
 
-def _inner(view: layout.Layout, alpha, prob):
+def _matrix(graph: Graph, prob):
+    """f32[S, G]: Σ of the weights of the arcs from a state into a group."""
+    shape = (graph.num_states, graph.group_dst.shape[0])
+    return jnp.zeros(shape, jnp.float32).at[graph.src, graph.group].add(prob[:, 0])
+
+
+def _product(a, b):
+    # Accelerators would round to bfloat16 or TF32 by default.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _inner(view: layout.Layout, alpha, prob, matrix):
     """Σ over a group's arcs of α w (per arc where the graph has no groups)."""
+    if matrix is not None:
+        return _product(matrix.T, alpha)
     values = view.take(alpha, view.graph.src) * prob
     if view.graph.group is None:
         return values
     return view.add_at(values, view.graph.group, len(view.graph.group_dst), is_sorted=True)
+
+
+def _out_of_states(view: layout.Layout, outer, prob, matrix):
+    """Σ over the arcs out of a state of w e β."""
+    if matrix is not None:
+        return _product(matrix, outer)
+    graph = view.graph
+    at_arcs = outer if graph.group is None else view.take(outer, graph.group)
+    return view.add_at(at_arcs * prob, graph.src, graph.num_states)
 
 
 def _into_states(view: layout.Layout, inner, emit):
@@ -143,10 +181,6 @@ def _from_states(view: layout.Layout, beta, emit):
     graph = view.graph
     dst = graph.dst if graph.group is None else graph.group_dst
     return view.take(beta, dst) * view.take(emit, _pdf(graph))
-
-
-def _at_arcs(view: layout.Layout, outer):
-    return outer if view.graph.group is None else view.take(outer, view.graph.group)
 
 
 def _leak_forward(view: layout.Layout, alpha, initial, leaky: float):

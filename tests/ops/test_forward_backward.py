@@ -205,6 +205,17 @@ def test_gradient_is_the_occupancy_and_composes(backend):
         np.testing.assert_allclose(one, jax.grad(total)(s), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('leaky', [0.0, 0.1])
+def test_matrix_products_and_segment_sums_agree(leaky):
+    fsas, scores, lengths = batch_of(3, 1.0, oracles.hmm_fsa)
+    graph = ops.pack(fsas[0])
+    assert scaled.is_dense(graph, on_cpu=True)
+    assert not scaled.is_dense(ops.pack_batch(fsas), on_cpu=False)
+    for dense in (False, True):
+        out = scaled.forward_backward(jnp.asarray(scores), lengths, graph, leaky, dense)
+        check(out.log_z, np.asarray(out.gamma), scores, lengths, [fsas[0]] * 4, leaky)
+
+
 def test_rounding_over_long_utterances_does_not_look_like_a_lost_path():
     # The log domain would give the same numbers, only many times later.
     graph = ops.pack(oracles.hmm_fsa(np.random.default_rng(2), 30, 200, 7))
