@@ -20,5 +20,6 @@ def get_config():
     config.bootstrap.updates = 100
     config.sequence.updates = 600
     config.exchange.num_replicas = 4
+    config.exchange.overlap = False  # the devices are the host: nothing to overlap
     config.exchange.num_shards = 2
     return config

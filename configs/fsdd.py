@@ -21,4 +21,5 @@ def get_config():
     config.sequence.updates = 800
     config.graph.word_lm_order = 1
     config.exchange.num_replicas = 2
+    config.exchange.overlap = False  # small network: fresher parameters beat overlap
     return config

@@ -17,6 +17,7 @@ def get_config():
     config.data.spec_augment = True
     config.features.cmvn = 'speaker'
     config.exchange.num_replicas = 2
+    config.exchange.overlap = False  # small network: fresher parameters beat overlap
     config.bootstrap.updates = 100
     config.sequence.updates = 600
     return config

@@ -26,6 +26,8 @@ from seqtrain.training.config import pick, section
 
 RULES: dict[str, Callable[[Any], rules.Rule]] = {
     'adam': rules.adam,
+    'dc_asgd': rules.dc_asgd,
+    'dc_asgd_adaptive': rules.dc_asgd_adaptive,
     'downpour_adagrad': rules.downpour_adagrad,
     'sgd': rules.sgd,
 }
@@ -117,11 +119,23 @@ def rule(config: ml_collections.ConfigDict, kind: str) -> rules.Rule:
     if name not in RULES:
         raise ValueError(f'config.exchange.rule is {name!r}; choose one of {sorted(RULES)}.')
     if kind == 'ce':
-        return RULES[name](config.bootstrap.learning_rate)
+        return _with_weights(config, RULES[name](config.bootstrap.learning_rate))
     per_version = config.exchange.num_replicas if config.exchange.mode == 'sync' else 1
     first, last = config.sequence.learning_rate, config.sequence.final_learning_rate
     versions = max(1, config.sequence.updates // per_version)
-    return RULES[name](optax.exponential_decay(first, versions, last / first))
+    return _with_weights(
+        config, RULES[name](optax.exponential_decay(first, versions, last / first))
+    )
+
+
+def _with_weights(config: ml_collections.ConfigDict, chosen: rules.Rule) -> rules.Rule:
+    """What is done to a gradient before the rule sees it."""
+    before = []
+    if config.exchange.scale_by_frames:
+        before.append(rules.scale_by_frames())
+    if config.exchange.scale_by_staleness:
+        before.append(rules.scale_by_staleness())
+    return rules.chain(*before, chosen) if before else chosen
 
 
 def server(

@@ -68,7 +68,9 @@ def default() -> ml_collections.ConfigDict:
     config.exchange.transport = 'local'
     config.exchange.num_replicas = 4
     config.exchange.num_shards = 2
-    config.exchange.rule = 'adam'  # or downpour_adagrad, sgd
+    config.exchange.rule = 'adam'  # downpour_adagrad, sgd, dc_asgd, dc_asgd_adaptive
+    config.exchange.scale_by_frames = False  # a batch with more frames weighs more
+    config.exchange.scale_by_staleness = False  # η/τ
     config.exchange.max_staleness = -1  # −1: unbounded
     config.exchange.on_stale = 'wait'  # or drop: what happens beyond the bound
     config.exchange.overlap = True  # compute the next step while the last push is on its way

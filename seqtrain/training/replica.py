@@ -87,8 +87,6 @@ def run_replica(
     desk: LeaseDesk,
     monitor: Monitor,
     gate: CompileGate,
-    *,
-    overlap: bool = True,
 ) -> None:
     """Trains until the desk has no more leases; every push is answered when this returns.
 
@@ -100,16 +98,12 @@ def run_replica(
       desk: hands out leases.
       monitor: takes what is to be logged.
       gate: see `CompileGate`.
-      overlap: compute the next step while the last push and pull are on their way; False waits
-        for them first (one update less of staleness, an idle device meanwhile).
     """
     args = jax.device_put(work.args, device)
     previous: _InFlight | None = None
     while (lease := desk.acquire(number)) is not None:
         started = time.perf_counter()
         batch = work.batcher.make(lease, device, work.labels)
-        if not overlap:
-            client.flush()
         pulled = client.latest()
         key = (work.step, number, batch.shape)
         if gate.compile(key, lambda: work.step(pulled.params, batch.device, *args)):

@@ -63,7 +63,8 @@ def run_stage(
       work, desk, monitor, gate: see `run_replica`.
       every_updates: the distance of checkpoints.
       checkpoint: saves one; called here, in the main thread, while replicas go on.
-      overlap: a replica may compute while its last push is on the way (queue of one).
+      overlap: the next step is computed while the last push and pull are on their way; False
+        waits for them first: the device idles meanwhile, updates are half as old.
 
     Raises:
       whatever a replica raised first; the others are stopped and waited for.
@@ -74,10 +75,9 @@ def run_stage(
 
     def run(number: int) -> None:
         try:
-            with server.connect(number, device=devices[number], queue_size=1) as client:
-                run_replica(
-                    number, devices[number], client, work, desk, monitor, gate, overlap=overlap
-                )
+            device = devices[number]
+            with server.connect(number, device=device, queue_size=1, overlap=overlap) as client:
+                run_replica(number, device, client, work, desk, monitor, gate)
         except BaseException as error:
             errors.append(error)
             desk.stop()
