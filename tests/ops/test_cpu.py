@@ -11,7 +11,7 @@ import pytest
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
-from seqtrain.ops import cpu
+from seqtrain.ops import cpu, log_expectation
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason='the C++ core is not built')
 
@@ -36,12 +36,25 @@ def test_every_number_of_lanes_agrees_with_xla(make, leaky):
     graph = ops.pack(graph_of(make))
     scores, lengths = ragged(33, 12)
     want_z, want = ops.occupancies(scores, lengths, graph, leaky=leaky, backend='xla')
+    before = cpu.redone()
     for batch in (1, 3, 7, 16, 33):
         log_z, gamma = ops.occupancies(
             scores[:batch], lengths[:batch], graph, leaky=leaky, backend='cpu'
         )
         np.testing.assert_allclose(log_z, want_z[:batch], rtol=1e-5)
         np.testing.assert_allclose(gamma, want[:batch], atol=1e-5)
+    # The log domain would hide what the lanes got wrong.
+    assert cpu.redone() == before
+
+
+def test_what_underflows_is_redone_and_counted():
+    crossing = Fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    half = np.array([[0.0, -70.0]] * 4)
+    scores = np.concatenate([half, half[:, ::-1]]).astype(np.float32)[None]
+    before = cpu.redone()
+    log_z, _ = ops.occupancies(jnp.asarray(scores), np.array([8]), ops.pack(crossing))
+    np.testing.assert_allclose(log_z, [np.log(2) - 280], rtol=1e-6)
+    assert cpu.redone() == before + 1
 
 
 @pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
@@ -52,10 +65,27 @@ def test_checkpoints_change_nothing(monkeypatch, make, batch):
     want = cpu.forward_backward(scores, lengths, graph, 0.01)
     want_moments = cpu.expectation(scores, scores**2, lengths, graph, 0.01)
     monkeypatch.setattr(cpu, 'HISTORY_BYTES', 1)
+    before = cpu.redone()
     got = cpu.forward_backward(scores, lengths, graph, 0.01)
     got_moments = cpu.expectation(scores, scores**2, lengths, graph, 0.01)
     for a, b in zip((*got, *got_moments), (*want, *want_moments), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert cpu.redone() == before
+
+
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@pytest.mark.parametrize('leaky', [0.0, 0.05])
+def test_moments_in_every_number_of_lanes_agree_with_xla(make, leaky):
+    graph = ops.pack(graph_of(make))
+    scores, lengths = ragged(33, 9)
+    accuracy = ragged(33, 9, seed=1)[0]
+    before = cpu.redone()
+    want = log_expectation.expectation(scores, accuracy, lengths, graph, leaky)
+    for batch in (1, 3, 7, 33):
+        got = cpu.expectation(scores[:batch], accuracy[:batch], lengths[:batch], graph, leaky)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b[:batch], rtol=2e-5, atol=2e-5)
+    assert cpu.redone() == before
 
 
 def test_four_devices_from_four_threads_at_once():

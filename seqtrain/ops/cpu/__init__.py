@@ -56,6 +56,17 @@ def instructions() -> str:
     return _library.SeqtrainKernels().decode()
 
 
+def redone() -> int:
+    """Utterances redone in the log domain since the library was loaded; worth a look if it grows.
+
+    A redo is exact but slow: scores that differ by more than 80 within a frame, or paths that
+    change places by more than single precision holds. Infeasible utterances end here, too.
+    """
+    if not available():
+        raise RuntimeError('The C++ core is not built; see the log.')
+    return int(_library.SeqtrainRedone())
+
+
 def forward_backward(scores, lengths, graph: Graph, leaky: float):
     """log Z f32[B] and occupancies f32[B, T, P]; the contract of `ops.occupancies`."""
     batch = scores.shape[0]
@@ -105,6 +116,7 @@ _library: ctypes.CDLL
 
 def _register(library: ctypes.CDLL) -> None:
     global _library
+    library.SeqtrainRedone.restype = ctypes.c_int64
     library.SeqtrainKernels.restype = ctypes.c_char_p
     for target, symbol in _TARGETS.items():
         capsule = jax.ffi.pycapsule(getattr(library, symbol))

@@ -1,5 +1,6 @@
 // The XLA FFI handlers: reads buffers, splits a batch into jobs, runs them on XLA's threads.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -40,6 +41,9 @@ int BestWidth(int64_t count, int64_t threads, int num_states) {
   return best;
 }
 
+// Utterances that were redone in the log domain since the library was loaded.
+std::atomic<int64_t> redone{0};
+
 void Infeasible(const Batch& batch, int32_t b, float log_z) {
   batch.log_z[b] = log_z;
   if (batch.value) batch.value[b] = 0;
@@ -61,6 +65,7 @@ void RunJob(Job* job, int lanes, const Fork* fork) {
     if (job->verdict[l] == Verdict::kBroken) {
       Infeasible(batch, job->lane[l], NAN);
     } else if (redo) {
+      ++redone;
       LogDomain(batch, job->plan->graph, job->lane[l]);
     }
   }
@@ -262,6 +267,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainLimit, seqtrain::Limit,
                                   .Attr<int64_t>("frames")
                                   .Attr<int64_t>("num_pdfs")
                                   .Ret<ffi::AnyBuffer>());  // f32[B]
+
+// How many utterances were redone in the log domain since the library was loaded.
+extern "C" int64_t SeqtrainRedone() { return seqtrain::redone; }
 
 // The name of the instruction set in use, for the self-check.
 extern "C" const char* SeqtrainKernels() { return seqtrain::BestKernels().name; }
