@@ -6,6 +6,7 @@ read. The first line is a header of the caller's own (seed, partition, rule, con
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -87,6 +88,14 @@ def _drop_torn_line(path: str | os.PathLike) -> None:
         file.truncate(content.rfind(b'\n') + 1)
 
 
+def causal(events: Sequence[Event]) -> list[Event]:
+    """The same events in a causal order, whatever the order of different shards was."""
+    logs: list[list[Event]] = [[] for _ in range(1 + max((e.shard for e in events), default=0))]
+    for event in events:
+        logs[event.shard].append(event)
+    return merge(logs)
+
+
 def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
     """One causal order of the logs of S shards (index = shard number) that ran apart.
 
@@ -98,6 +107,7 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
     merged: list[Event] = []
     at = [0] * len(logs)
     made = [{0: 0} for _ in logs]  # per shard: generation -> highest version so far
+    left = collections.Counter(_update(e) for log in logs for e in log if e.kind == 'applied')
     patient = True
     while any(i < len(log) for i, log in zip(at, logs, strict=True)):
         moved = False
@@ -105,8 +115,9 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
             while at[shard] < len(log) and _reached(log[at[shard]], made, patient):
                 event = log[at[shard]]
                 merged.append(event)
-                if event.kind in ('applied', 'restored'):
-                    made[shard][event.generation] = event.version
+                left[_update(event)] -= event.kind == 'applied'
+                if event.kind == 'restored' or not left[_update(event)]:
+                    made[shard][event.generation] = event.version  # a round is made by its last
                 at[shard] += 1
                 moved = patient = True
         if not moved and not patient:
@@ -115,6 +126,10 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
             )
         patient = moved
     return merged
+
+
+def _update(event: Event) -> tuple[int, int, int]:
+    return event.shard, event.generation, event.version
 
 
 def _reached(event: Event, made: Sequence[dict[int, int]], patient: bool) -> bool:

@@ -48,7 +48,8 @@ def replay(
     """Re-executes a run.
 
     Args:
-      events: the log, in a causal order: as a server recorded it, or `eventlog.merge`d.
+      events: the log, in a causal order: as a local server recorded it, or through
+        `eventlog.causal` where the shards ran in processes of their own.
       params: the initial parameters.
       num_shards: as in the run.
       rule: the first rule.
@@ -92,7 +93,8 @@ class _Replay:
     ):
         self._partition, self._stores, self._gradient = partition, stores, gradient
         self._rules, self._rule_at = later_rules, [0] * len(stores)
-        self._codec, self._compressors = codec, dict[int, Compressor]()
+        self._codec, self._compressors = codec, dict[tuple[int, int], Compressor]()
+        self._lives = collections.Counter[tuple[int, int]]()  # (shard, worker) -> fresh joins
         self._generation = [0] * len(stores)
         self._values: dict[tuple, Any] = {}
         self._updates: dict[tuple, list[np.ndarray]] = {}
@@ -116,7 +118,7 @@ class _Replay:
                 if self._last_use[key] is event:
                     self._values.pop(key, None)
         elif event.kind == 'joined' and event.note == 'fresh':
-            self._compressors.pop(event.worker, None)
+            self._lives[event.shard, event.worker] += 1
         elif event.kind == 'rule':
             self._next_rule(event.shard)
         elif event.kind == 'restored':
@@ -138,7 +140,8 @@ class _Replay:
             if pulled is None:
                 return None
             shards = self._partition.split(self._gradient(event, self._partition.join(pulled)))
-            compress = self._compressors.setdefault(event.worker, Compressor(self._codec))
+            life = (event.worker, self._lives[event.shard, event.worker])
+            compress = self._compressors.setdefault(life, Compressor(self._codec))
             self._updates[job] = [decode(compress(s, part)) for s, part in enumerate(shards)]
         update = self._updates[job][event.shard]
         self._uses[job] -= 1

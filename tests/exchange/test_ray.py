@@ -95,10 +95,14 @@ def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_
 @pytest.mark.slow
 def test_sync_over_processes_equals_sync_in_threads(ray_here):
     policy = Policy(mode='sync', num_workers=2)
-    with ray_here.RayServer(START, 2, rules.sgd(0.1), policy) as server:
+    heard = []
+    with ray_here.RayServer(START, 2, rules.sgd(0.1), policy, on_event=heard.append) as server:
         path = str(pathlib.Path(__file__).parent)
         ray_here.run_replicas(server, replica, 2, (10,), env={'PYTHONPATH': path})
         over_ray = server.params()
+        events = server.events()
+    assert sorted(map(str, heard)) == sorted(map(str, events))
+    assert sum(event.kind == 'applied' for event in heard) == 2 * 2 * 10
     assert over_ray.versions.numbers == (10, 10)
     with exchange.LocalServer(START, 2, rules.sgd(0.1), policy) as server:
         clients = [server.connect(n) for n in range(2)]

@@ -124,6 +124,18 @@ def test_shards_logs_kept_apart_are_merged_into_a_causal_order():
             eventlog.merge([apart[0], apart[1][: len(apart[1]) // 2]])
 
 
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_the_order_of_different_shards_can_be_rebuilt(mode):
+    rule = rules.sgd(0.1)
+    policy = Policy(mode=mode, num_workers=3)
+    with exchange.LocalServer(START, 2, rule, policy) as server:
+        record(server, 3, 10, codec='int8')
+        record(server, 3, 5, first_seq=10, codec='int8')
+        shuffled = sorted(server.events(), key=lambda event: event.shard)
+        events = eventlog.causal(shuffled)
+        assert_same(server, replay(events, START, 2, rule, gradient, codec='int8'))
+
+
 def test_a_log_of_another_run_is_refused():
     rule = rules.sgd(0.1)
     with exchange.LocalServer(START, 2, rule) as server:

@@ -9,6 +9,12 @@ from seqtrain.exchange import Ack, Join, Params, Policy, Pull, Push, Reason, Rej
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 
+async def call(shard, message):
+    """One message, one answer."""
+    (reply,) = await shard.call([message])
+    return reply
+
+
 async def dying(shard):
     """What the operating system does to a process that dies: its files are closed, no more."""
     await shard.close()
@@ -31,12 +37,12 @@ def test_an_answer_comes_when_it_is_due():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2))
         for worker in range(2):
-            assert isinstance(await shard.call(Join(worker)), Params)
-        first = asyncio.ensure_future(shard.call(push(0, 0, 0)))
-        pulled = asyncio.ensure_future(shard.call(Pull(0)))
+            assert isinstance(await call(shard, Join(worker)), Params)
+        first = asyncio.ensure_future(call(shard, push(0, 0, 0)))
+        pulled = asyncio.ensure_future(call(shard, Pull(0)))
         await asyncio.sleep(0)
         assert not first.done()
-        assert isinstance(await shard.call(push(1, 0, 0)), Ack)
+        assert isinstance(await call(shard, push(1, 0, 0)), Ack)
         assert isinstance(await first, Ack)
         assert (await pulled).version == 1
         await shard.check()
@@ -48,22 +54,22 @@ def test_a_crash_loses_at_most_a_checkpoint_interval_and_starts_a_new_generation
     async def before():
         shard = host(str(tmp_path), checkpoint_every=5)
         assert await shard.ready() == 0
-        await shard.call(Join(0))
+        await call(shard, Join(0))
         for seq in range(8):
-            assert isinstance(await shard.call(push(0, seq, seq)), Ack)
+            assert isinstance(await call(shard, push(0, seq, seq)), Ack)
         await dying(shard)
 
     async def after():
         shard = host(str(tmp_path), checkpoint_every=5)  # the process was killed and started again
         assert await shard.ready() == 1
         assert (await shard.read()).version == 5
-        refused = await shard.call(push(0, 8, 5))
+        refused = await call(shard, push(0, 8, 5))
         assert isinstance(refused, Reject)
         assert refused.reason is Reason.NOT_JOINED
-        joined = await shard.call(Join(0))
+        joined = await call(shard, Join(0))
         assert (joined.version, joined.generation, joined.last_seq) == (5, 1, 4)
-        assert (await shard.call(push(0, 8, 5))).reason is Reason.GENERATION
-        assert isinstance(await shard.call(push(0, 8, 5, generation=1)), Ack)
+        assert (await call(shard, push(0, 8, 5))).reason is Reason.GENERATION
+        assert isinstance(await call(shard, push(0, 8, 5, generation=1)), Ack)
         await shard.snapshot()
         await dying(shard)
 
@@ -78,9 +84,9 @@ def test_a_crash_loses_at_most_a_checkpoint_interval_and_starts_a_new_generation
 def test_what_was_acknowledged_survives_a_clean_stop(tmp_path):
     async def run():
         shard = host(str(tmp_path), checkpoint_every=1000)
-        await shard.call(Join(0))
+        await call(shard, Join(0))
         for seq in range(3):
-            await shard.call(push(0, seq, seq))
+            await call(shard, push(0, seq, seq))
         await shard.snapshot()
         values = (await shard.read()).values.copy()
         await dying(shard)
@@ -97,10 +103,10 @@ def test_the_silent_lose_their_lease_and_those_who_wait_do_not():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
         for worker in range(2):
-            await shard.call(Join(worker))
-        ack = await asyncio.wait_for(shard.call(push(0, 0, 0)), 5)  # until replica 1 is let go
+            await call(shard, Join(worker))
+        ack = await asyncio.wait_for(call(shard, push(0, 0, 0)), 5)  # until replica 1 is let go
         assert isinstance(ack, Ack)
-        assert (await shard.call(Pull(1))).reason is Reason.NOT_JOINED
+        assert (await call(shard, Pull(1))).reason is Reason.NOT_JOINED
         await shard.close()
 
     asyncio.run(run())
@@ -122,12 +128,41 @@ def test_replies_to_the_dead_are_dropped(lease_s):
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=lease_s)
         for worker in range(2):
-            await shard.call(Join(worker))
-        waiting = asyncio.ensure_future(shard.call(push(0, 0, 0)))
+            await call(shard, Join(worker))
+        waiting = asyncio.ensure_future(call(shard, push(0, 0, 0)))
         await asyncio.sleep(0)
         waiting.cancel()  # its caller is gone
         await asyncio.gather(waiting, return_exceptions=True)
-        assert isinstance(await shard.call(push(1, 0, 0)), Ack)
+        assert isinstance(await call(shard, push(1, 0, 0)), Ack)
         await shard.close()
+
+    asyncio.run(run())
+
+
+def test_a_restored_snapshot_survives_a_crash_under_yet_another_generation(tmp_path):
+    async def run():
+        shard = host(str(tmp_path))
+        await call(shard, Join(0))
+        await call(shard, push(0, 0, 0))
+        saved = await shard.snapshot()
+        await call(shard, push(0, 1, 1))
+        await shard.restore(saved)
+        assert await shard.ready() == 1
+        await dying(shard)
+        again = host(str(tmp_path))
+        assert await again.ready() == 2
+        assert (await again.read()).version == 1
+        await dying(again)
+
+    asyncio.run(run())
+
+
+def test_messages_of_one_call_are_handled_in_order():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=1))
+        await call(shard, Join(0))
+        ack, params = await shard.call([push(0, 0, 0), Pull(0)])
+        assert isinstance(ack, Ack)
+        assert params.version == 1
 
     asyncio.run(run())

@@ -22,7 +22,6 @@ import pathlib
 import secrets
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,10 +29,11 @@ from typing import Any
 from seqtrain.exchange import eventlog
 from seqtrain.exchange.client import Client
 from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
-from seqtrain.exchange.messages import Event, Leave, Message, Push, Reason, Reject, Reply
+from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.transport.local import RuleLike, shard_rule
+from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 CONNECT_S = 5.0
@@ -64,7 +64,7 @@ def start(
     os.environ['RAY_AUTH_MODE'] = 'token' if authenticate else 'disabled'
     if authenticate and address is None:
         _make_token()
-    ray = _ray()
+    ray = load_ray()
     options: dict[str, Any] = {'address': 'local', 'num_cpus': num_cpus, '_temp_dir': temp_dir}
     if address is not None:
         _knock(address)
@@ -82,15 +82,7 @@ def start(
 
 def stop() -> None:
     """Lets go of Ray; a Ray that `start` began ends."""
-    _ray().shutdown()
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ExchangeError('The ray transport needs Ray: pip install "seqtrain[dist]".') from error
-    return ray
+    load_ray().shutdown()
 
 
 def _make_token() -> None:
@@ -144,6 +136,8 @@ class RayServer:
       checkpoint_every: applied updates between a shard's checkpoints.
       num_cpus: what Ray reserves per shard; several shards share a node.
       ready_s: how long the shards may take to start.
+      on_event: called with every event, within about a second, in the order of each shard (not
+        across shards: see `events`). What a shard did in the second before it crashed is missed.
     """
 
     def __init__(
@@ -158,8 +152,10 @@ class RayServer:
         lease_s: float | None = None,
         num_cpus: float = 0.1,
         ready_s: float = 120.0,
+        on_event: Callable[[Event], None] | None = None,
     ):
-        ray = _ray()
+        ray = load_ray()
+        self._watcher: Watcher | None = None
         self.policy = policy or Policy()
         self.partition = Partition.make(params, num_shards)
         host = ray.remote(ShardHost).options(
@@ -197,6 +193,8 @@ class RayServer:
                 f'The shards did not start within {ready_s} s: too few CPUs in the cluster, or '
                 'seqtrain is not installed on its nodes.'
             ) from error
+        if on_event is not None:
+            self._watcher = Watcher(self._actors, on_event)
 
     @property
     def endpoint(self) -> RayEndpoint:
@@ -225,12 +223,12 @@ class RayServer:
             return eventlog.merge(
                 [eventlog.read(os.path.join(self._directory, name))[1] for name in names]
             )
-        return eventlog.merge(self._all('events'))
+        return eventlog.merge([events for _, events in self._all('events')])
 
     def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
         """Changes the rule on all shards, between stages."""
         rules = [shard_rule(rule, self.partition, s) for s in range(self.partition.num_shards)]
-        ray = _ray()
+        ray = load_ray()
         calls = zip(self._actors, rules, strict=True)
         ray.get([actor.set_rule.remote(one, keep_state, note) for actor, one in calls])
 
@@ -243,7 +241,7 @@ class RayServer:
         if len(snapshots) != len(self._actors):
             raise ValueError(f'{len(snapshots)} snapshots for {len(self._actors)} shards.')
         calls = zip(self._actors, snapshots, strict=True)
-        _ray().get([actor.restore.remote(snapshot) for actor, snapshot in calls])
+        load_ray().get([actor.restore.remote(snapshot) for actor, snapshot in calls])
 
     def expire(self, worker: int) -> None:
         """Takes a replica to have left."""
@@ -255,13 +253,16 @@ class RayServer:
 
     def kill_shard(self, shard: int) -> None:
         """Kills a shard's process as a crash would; Ray starts it again from its checkpoint."""
-        _ray().kill(self._actors[shard], no_restart=False)
+        load_ray().kill(self._actors[shard], no_restart=False)
 
     def close(self) -> None:
         """Ends the shards' processes. Idempotent. Take a `snapshot` first to keep their state."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.close()
         for actor in self._actors:
             with contextlib.suppress(Exception):  # Ray may be gone already
-                _ray().kill(actor)
+                load_ray().kill(actor)
 
     def __enter__(self) -> RayServer:
         return self
@@ -270,74 +271,8 @@ class RayServer:
         self.close()
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        ray = _ray()
+        ray = load_ray()
         return ray.get([getattr(actor, method).remote(*args) for actor in self._actors])
-
-
-class RayChannel:
-    """One replica's line to the shards: a Ray call per message, answered when its reply is due.
-
-    Args:
-      actors: the shards.
-      patience_s: how long a shard may be away (restarting) before the replica gives up.
-    """
-
-    def __init__(self, actors: Sequence[Any], patience_s: float = 60.0):
-        self._actors, self._patience_s = actors, patience_s
-        self._calls: dict[Any, tuple[int, Message]] = {}
-        self._away_since: dict[int, float] = {}
-        self._woken = threading.Event()
-
-    def send(self, shard: int, message: Message) -> None:
-        call = self._actors[shard].call.remote(message)
-        if not isinstance(message, Leave):
-            self._calls[call] = (shard, message)
-
-    def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
-        ray = _ray()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._woken.is_set():
-            if deadline is not None and time.monotonic() > deadline:
-                return None
-            done, _ = ray.wait(list(self._calls), num_returns=1, timeout=0.2)
-            for call in done:
-                answer = self._finish(call)
-                if answer is not None:
-                    return answer
-        self._woken.clear()
-        return None
-
-    def _finish(self, call: Any) -> tuple[int, Reply] | None:
-        """The answer of a call that is done; None where it has to be made again."""
-        ray = _ray()
-        shard, message = self._calls.pop(call)
-        try:
-            reply = ray.get(call)
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            return self._lost(shard, message, error)
-        self._away_since.pop(shard, None)
-        return shard, reply
-
-    def _lost(self, shard: int, message: Message, error: Exception) -> tuple[int, Reply] | None:
-        """The shard died: a push is given up (it may have been applied), the rest asked again."""
-        since = self._away_since.setdefault(shard, time.monotonic())
-        if time.monotonic() - since > self._patience_s:
-            raise ExchangeError(
-                f'Shard {shard} has been away for {self._patience_s} s; give the server a '
-                f'directory, so that shards can restart. Ray says: {str(error)[-400:]}'
-            ) from error
-        if isinstance(message, Push):
-            text = f'Push {message.seq} to shard {shard} was under way when the shard died.'
-            return shard, Reject(message.worker, Reason.NOT_JOINED, text, message.seq)
-        time.sleep(0.1)
-        self.send(shard, message)
-        return None
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    def close(self) -> None:
-        self._calls.clear()
 
 
 class _ReplicaHost:
@@ -369,7 +304,7 @@ def run_replicas(
     Raises:
       ExchangeError: a replica failed; the others were ended.
     """
-    ray = _ray()
+    ray = load_ray()
     host = ray.remote(_ReplicaHost).options(
         num_cpus=num_cpus, max_restarts=0, runtime_env={'env_vars': env or {}}
     )

@@ -76,10 +76,20 @@ class ShardHost:
 
     # -- for replicas -----------------------------------------------------------------------
 
-    async def call(self, message: Message) -> Reply | None:
-        """Handles a message and returns its reply when that is due; None for a `Leave`."""
+    async def call(self, messages: list[Message]) -> list[Reply]:
+        """Handles one replica's messages in order; returns their replies when all are due.
+
+        A `Leave` has no reply.
+        """
         if self._lease_s is not None and self._lease_task is None:
             self._lease_task = asyncio.get_running_loop().create_task(self._expire_silent())
+        before = self._state.version
+        answers_due = [self._take(message) for message in messages]
+        if self._files and self._state.version // self._every > before // self._every:
+            self._files.save(self._state.snapshot())
+        return [await future for future in answers_due if future is not None]
+
+    def _take(self, message: Message) -> asyncio.Future | None:
         self._heard_s[message.worker] = time.monotonic()
         if isinstance(message, Leave):
             self._heard_s.pop(message.worker, None)
@@ -87,11 +97,8 @@ class ShardHost:
             return None
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(message.worker, []).append((message, future))
-        before = self._state.version
         self._deliver(self._state.handle(message, self._now()))
-        if self._files and self._state.version // self._every > before // self._every:
-            self._files.save(self._state.snapshot())
-        return await future
+        return future
 
     def _deliver(self, replies: list[Reply]) -> None:
         """Hands replies to the calls that wait for them; replies nobody waits for are dropped."""
@@ -144,12 +151,15 @@ class ShardHost:
         return snapshot
 
     async def restore(self, snapshot: dict[str, Any]) -> None:
-        """Goes back to a snapshot."""
+        """Goes back to a snapshot, for good: a crash after it comes back to it too."""
         self._deliver(self._state.restore(snapshot, self._now()))
+        if self._files:
+            self._files.write_generation(self._state.generation)
+            self._files.save(self._state.snapshot())
 
-    async def events(self) -> list[Event]:
-        """This process's part of the event log."""
-        return list(self._events)
+    async def events(self, since: int = 0) -> tuple[int, list[Event]]:
+        """(process id, this process's events from number `since` on)."""
+        return os.getpid(), self._events[since:]
 
     async def check(self) -> None:
         """Asserts the invariants."""
@@ -183,8 +193,13 @@ class _Files:
     def next_generation(self) -> int:
         """0 the first time, then one more each time the shard is started."""
         last = int(self._generation.read_text()) if self._generation.exists() else -1
-        _replace(self._generation, str(last + 1).encode())
+        self.write_generation(last + 1)
         return last + 1
+
+    def write_generation(self, generation: int) -> None:
+        beside = self._generation.with_suffix('.writing-generation')
+        beside.write_text(str(generation))
+        os.replace(beside, self._generation)
 
     def save(self, snapshot: dict[str, Any]) -> None:
         arrays = snapshot['arrays']
@@ -205,9 +220,3 @@ class _Files:
                 'opt_state': [saved[f'opt_state_{i}'] for i in range(count)],
             }
             return {'arrays': arrays, 'meta': json.loads(saved['meta'].tobytes())}
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    beside = path.with_suffix('.writing')
-    beside.write_bytes(content)
-    os.replace(beside, path)
