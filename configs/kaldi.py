@@ -14,10 +14,13 @@ def get_config():
     config.data.batch_size = 16
     config.data.num_buckets = 3
     config.data.speeds = (0.9, 1.0, 1.1)
+    config.data.vtln = (0.85, 1.0, 1.15)
     config.data.spec_augment = True
+    config.spec_augment.max_freq_width = 5
     config.features.cmvn = 'speaker'
+    config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1))
     config.exchange.num_replicas = 2
     config.exchange.overlap = False  # small network: fresher parameters beat overlap
-    config.bootstrap.updates = 100
-    config.sequence.updates = 600
+    config.bootstrap.updates = 400
+    config.sequence.updates = 2000
     return config
