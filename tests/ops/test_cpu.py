@@ -47,6 +47,16 @@ def test_every_number_of_lanes_agrees_with_xla(make, leaky):
     assert cpu.redone() == before
 
 
+def test_exponentials_are_right_to_single_precision():
+    # A free loop: occupancies are a softmax, here over 40 nats in small steps.
+    pdfs = 997
+    fsa = Fsa(np.zeros(pdfs), np.zeros(pdfs), range(pdfs), np.zeros(pdfs), [0.0], [0.0])
+    scores = np.linspace(-40, 0, pdfs, dtype=np.float32)[None, None]
+    _, gamma = ops.occupancies(jnp.asarray(scores), np.array([1]), ops.pack(fsa), backend='cpu')
+    want = np.exp(scores.astype(np.float64))
+    np.testing.assert_allclose(gamma, want / want.sum(), rtol=1e-6)
+
+
 def test_what_underflows_is_redone_and_counted():
     crossing = Fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
     half = np.array([[0.0, -70.0]] * 4)

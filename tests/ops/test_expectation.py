@@ -53,6 +53,23 @@ def test_matches_enumeration(backend, scale, shared, make, seed):
 
 
 @pytest.mark.parametrize('backend', ops.backends())
+@pytest.mark.parametrize('leaky', [0.0, 0.1])
+def test_one_score_out_of_range_leaves_the_rest_uncertain(backend, leaky):
+    # The log domain must be right where many paths still count, not only where one is left.
+    fsas, scores, accuracy, lengths = batch_of(5, 1.0, oracles.random_fsa)
+    graph = ops.pack_batch(fsas, 4, 9)
+    options = {'leaky': leaky, 'backend': backend}
+    low, lower = scores.copy(), scores.copy()
+    low[:, 0, 0], lower[:, 0, 0] = -60.0, -300.0  # the same but for rounding; one is redone
+    want = value_and_gradient(low, lengths, graph, accuracy, **options)
+    got = value_and_gradient(lower, lengths, graph, accuracy, **options)
+    some = np.isfinite(got[1]) & (lengths > 2) & (np.abs(got[1] - want[1]) < 1)
+    assert some.any()
+    np.testing.assert_allclose(got[0][some], want[0][some], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[2][some], want[2][some], atol=1e-5)
+
+
+@pytest.mark.parametrize('backend', ops.backends())
 @pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
 def test_leaky_value_and_gradient_agree(backend, make):
     # The value against occupancies, the gradient against differences of the value.

@@ -33,6 +33,13 @@ def test_groups_are_the_distinct_pairs_of_destination_and_pdf():
     assert graph.num_pdfs == 3
 
 
+@pytest.mark.parametrize('pack', [ops.pack, lambda fsa: ops.pack_batch([fsa])])
+def test_arcs_are_sorted_by_destination_then_pdf(pack):
+    graph = pack(oracles.random_fsa(np.random.default_rng(0), 4, 30, 3))
+    arcs = list(zip(*(np.ravel(x) for x in (graph.dst, graph.pdf, graph.src)), strict=True))
+    assert arcs == sorted(arcs)
+
+
 def test_padding_arcs_keep_the_order_and_carry_no_weight():
     graph = ops.pack_batch([chain(2), chain(4)], num_states=7, num_arcs=6)
     assert graph.src.shape == (2, 6)
