@@ -17,6 +17,9 @@ from seqtrain.training import errors, experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.', required=True)
+_RAY_ADDRESS = flags.DEFINE_string(
+    'ray_address', '', 'HOST:PORT of a Ray cluster, with --config.exchange.transport=ray.'
+)
 _QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar.')
 flags.mark_flag_as_required('config')
 
@@ -25,6 +28,8 @@ def main(argv):
     del argv
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
+    if _RAY_ADDRESS.value:
+        _CONFIG.value.exchange.ray_address = _RAY_ADDRESS.value
     try:
         result = experiment.run(_CONFIG.value, _WORKDIR.value, quiet=_QUIET.value)
     except errors.FOR_USERS as error:

@@ -6,6 +6,7 @@ The only module that turns config sections into the layers' own dataclasses.
 from __future__ import annotations
 
 import itertools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -138,22 +139,56 @@ def _with_weights(config: ml_collections.ConfigDict, chosen: rules.Rule) -> rule
     return rules.chain(*before, chosen) if before else chosen
 
 
+def start_transport(config: ml_collections.ConfigDict) -> None:
+    """What has to run before JAX does: Ray forks, which a process with JAX's threads must not."""
+    if config.exchange.transport == 'ray':
+        from seqtrain.exchange.transport import ray as ray_transport
+
+        ray_transport.start(config.exchange.ray_address or None)
+
+
 def server(
-    config: ml_collections.ConfigDict, params: Any, kind: str, on_event: Callable[..., None]
-) -> exchange.LocalServer:
-    """The parameter server, with the rule of the stage that begins."""
+    config: ml_collections.ConfigDict,
+    params: Any,
+    kind: str,
+    on_event: Callable[..., None],
+    directory: pathlib.Path,
+) -> Any:
+    """The parameter server, with the rule of the stage that begins.
+
+    Args:
+      config: `exchange` names transport, mode and bounds.
+      params: the initial parameters.
+      kind: of the stage, for the rule.
+      on_event: takes every event of the exchange.
+      directory: where shards in processes of their own keep what they need to start again.
+
+    Returns:
+      A `LocalServer`, or a `RayServer` with the same methods.
+    """
     settings = config.exchange
-    if settings.transport != 'local':
-        raise ValueError(f'config.exchange.transport is {settings.transport!r}; choose local.')
     policy = exchange.Policy(
         mode=settings.mode,
         num_workers=settings.num_replicas,
         max_staleness=None if settings.max_staleness < 0 else settings.max_staleness,
         on_stale=settings.on_stale,
     )
-    return exchange.LocalServer(
-        params, settings.num_shards, rule(config, kind), policy, on_event=on_event
-    )
+    first = rule(config, kind)
+    if settings.transport == 'local':
+        return exchange.LocalServer(params, settings.num_shards, first, policy, on_event=on_event)
+    if settings.transport == 'ray':
+        from seqtrain.exchange.transport import ray as ray_transport
+
+        return ray_transport.RayServer(
+            params,
+            settings.num_shards,
+            first,
+            policy,
+            directory=str(directory),
+            checkpoint_every=config.checkpoint.every_updates,
+            on_event=on_event,
+        )
+    raise ValueError(f'config.exchange.transport is {settings.transport!r}; choose local or ray.')
 
 
 def step(

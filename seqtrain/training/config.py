@@ -65,7 +65,8 @@ def default() -> ml_collections.ConfigDict:
 
     config.exchange = ml_collections.ConfigDict()
     config.exchange.mode = 'async'  # or sync: the same program waits for all replicas
-    config.exchange.transport = 'local'
+    config.exchange.transport = 'local'  # or ray: shards as Ray actors
+    config.exchange.ray_address = ''  # HOST:PORT of a cluster; '' starts Ray on this machine
     config.exchange.num_replicas = 4
     config.exchange.num_shards = 2
     config.exchange.rule = 'adam'  # downpour_adagrad, sgd, dc_asgd, dc_asgd_adaptive

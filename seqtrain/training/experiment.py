@@ -16,7 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from seqtrain import exchange, ops
+from seqtrain import ops
 from seqtrain.training import align, assembly, bootstrap, devices, evaluate, run_report, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
@@ -41,6 +41,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
       WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says what to do.
       KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
     """
+    assembly.start_transport(config)
     devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
     with Workdir(path, config.to_dict()) as workdir:
         experiment = Experiment(config, workdir, quiet)
@@ -104,7 +105,9 @@ class Experiment:
 
     def result(self) -> dict[str, Any]:
         """Scores the trained network, writes the report, returns the last line of JSON."""
-        self.evaluator.score(self.config.sequence.criterion, self.server.params().params)
+        params = self.server.params().params
+        self.server.close()  # the last events arrive
+        self.evaluator.score(self.config.sequence.criterion, params)
         result = run_report.summary(self)
         run_report.write(self, result)
         return result
@@ -189,10 +192,11 @@ class Experiment:
 
     # -- state ------------------------------------------------------------------------------
 
-    def _server(self, params: Any) -> exchange.LocalServer:
+    def _server(self, params: Any) -> Any:
         # At the very start of a stage the rule is still the one of the stage before.
         stage = self.stages[max(0, self._stage - (self._completed == 0))]
-        return assembly.server(self.config, params, stage.kind, self.monitor.on_event)
+        folder = self.workdir.sub('shards')
+        return assembly.server(self.config, params, stage.kind, self.monitor.on_event, folder)
 
     def _restore(self, position: Position | None) -> None:
         if position is None:

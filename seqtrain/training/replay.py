@@ -72,7 +72,7 @@ class Recorded:
 
     def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
         self._config = config
-        self.events = exchange.eventlog.read(folder / monitor.EVENTS)[1]
+        self.events = exchange.eventlog.causal(exchange.eventlog.read(folder / monitor.EVENTS)[1])
         self._pushes = monitor.read_pushes(folder)
         self._data = assembly.training_data(config)
         self._network, self.params = assembly.network(

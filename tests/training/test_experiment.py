@@ -233,3 +233,8 @@ def test_replay_of_a_changed_log_differs(make_config, tmp_path):
     rows[0][-1], rows[1][-1] = rows[1][-1], rows[0][-1]
     log.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     assert not replay.run(tmp_path)['identical']
+
+
+def test_an_unknown_transport_is_refused(make_config, tmp_path):
+    with pytest.raises(ValueError, match='choose local or ray'):
+        experiment.run(make_config(exchange__transport='mpi'), tmp_path, quiet=True)

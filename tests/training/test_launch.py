@@ -126,3 +126,13 @@ def test_decoding_an_empty_folder_says_to_train_first(tmp_path):
     assert done.returncode == 1
     assert 'Train first' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_shards_as_ray_actors(arguments, tmp_path):
+    pytest.importorskip('ray')
+    done = launch('launch/train.py', *arguments, '--config.exchange.transport=ray')
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result['updates'] == 14
+    replayed = launch('launch/replay.py', f'--workdir={tmp_path / "run"}')
+    assert json.loads(replayed.stdout.splitlines()[-1])['identical']
