@@ -14,93 +14,17 @@ T = TypeVar('T')
 
 def default() -> ml_collections.ConfigDict:
     """Every field of an experiment; `configs/*.py` change some of them."""
-    config = ml_collections.ConfigDict()
-    config.name = 'experiment'
-    config.seed = 0
-
-    config.data = ml_collections.ConfigDict()
-    config.data.corpus = 'kaldi'  # yesno, fsdd, synth_digits, or kaldi: folders named below
-    config.data.source = ''  # local archive or folder of a named corpus; '' downloads or makes it
-    config.data.train = 'train'  # split of a named corpus, or a Kaldi data directory
-    config.data.test = 'test'
-    config.data.lexicon = ''  # '' takes the corpus's own
-    config.data.cache_dir = ''  # '' is ~/.cache/seqtrain
-    config.data.max_train = 0  # use only the first so many utterances; 0 is all
-    config.data.max_test = 0
-    config.data.split_by = 'utterance'  # or speaker: a replica sees only its own speakers
-    config.data.batch_size = 8
-    config.data.num_buckets = 2
-    config.data.speeds = (1.0,)  # copies of the training set at these speeds
-    config.data.vtln = (1.0,)  # and with these vocal tract length warps
-    config.data.spec_augment = False
-    config.spec_augment = ml_collections.ConfigDict()
-    config.spec_augment.num_freq_masks = 2
-    config.spec_augment.max_freq_width = 8
-    config.spec_augment.num_time_masks = 2
-    config.spec_augment.max_time_width = 20
-    config.spec_augment.max_time_fraction = 0.1
-
-    config.features = ml_collections.ConfigDict()
-    config.features.sample_rate = 0  # Hz; 0: the rate that most recordings have
-    config.features.num_mel_bins = 40
-    config.features.cmvn = 'utterance'  # or speaker, none
-    config.features.dither = 1.0
-
-    config.graph = ml_collections.ConfigDict()
-    config.graph.topology = 'chain'  # or ctc, hmm1, hmm3
-    config.graph.optional_silence = True
-    config.graph.phone_lm_order = 3
-    config.graph.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
-    config.graph.word_lm = ''  # ARPA file; '' estimates it from the training transcripts
-
-    config.model = ml_collections.ConfigDict()
-    config.model.kind = 'tdnn'  # or dnn
-    config.model.num_hidden = 128
-    config.model.subsampling = 3
-    config.model.dropout = 0.0
-    config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1), (-3, 0, 3))  # tdnn
-    config.model.num_layers = 3  # dnn
-    config.model.left = 10
-    config.model.right = 5
-
-    config.exchange = ml_collections.ConfigDict()
-    config.exchange.mode = 'async'  # or sync: the same program waits for all replicas
-    config.exchange.transport = 'local'  # or ray: shards as Ray actors
-    config.exchange.ray_address = ''  # HOST:PORT of a cluster; '' starts Ray on this machine
-    config.exchange.num_replicas = 4
-    config.exchange.num_shards = 2
-    config.exchange.rule = 'adam'  # downpour_adagrad, sgd, dc_asgd, dc_asgd_adaptive
-    config.exchange.scale_by_frames = False  # a batch with more frames weighs more
-    config.exchange.scale_by_staleness = False  # η/τ
-    config.exchange.max_staleness = -1  # −1: unbounded
-    config.exchange.on_stale = 'wait'  # or drop: what happens beyond the bound
-    config.exchange.overlap = True  # compute the next step while the last push is on its way
-    config.exchange.clip_norm = 5.0  # in the replica, before the push; 0: off
-
-    config.bootstrap = ml_collections.ConfigDict()
-    config.bootstrap.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
-    config.bootstrap.updates = 40  # per round, over all replicas
-    config.bootstrap.learning_rate = 2e-3
-
-    config.sequence = ml_collections.ConfigDict()
-    config.sequence.criterion = 'mmi'  # lattice-free; or smbr, mpe
-    config.sequence.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
-    config.sequence.updates = 150
-    config.sequence.learning_rate = 1e-3
-    config.sequence.final_learning_rate = 1e-4  # exponential decay
-    config.sequence.leaky = 0.0
-    config.sequence.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
-    config.sequence.output_l2 = 1e-4
-
-    config.decode = ml_collections.ConfigDict()
-    config.decode.acoustic_scale = 1.0
-    config.decode.beam = 15.0
-    config.decode.max_active = 7000
-    config.decode.phone_error_rate = False  # decode phones too, with a phone bigram
-
-    config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_updates = 100
-    config.checkpoint.keep = 2
+    config = ml_collections.ConfigDict({'name': 'experiment', 'seed': 0})
+    config.data = _data()
+    config.spec_augment = _spec_augment()
+    config.features = _features()
+    config.graph = _graph()
+    config.model = _model()
+    config.exchange = _exchange()
+    config.bootstrap = _bootstrap()
+    config.sequence = _sequence()
+    config.decode = _decode()
+    config.checkpoint = _checkpoint()
     return config.lock()
 
 
@@ -128,3 +52,128 @@ def section(cls: type[T], config: ml_collections.ConfigDict, **extra: Any) -> T:
 def pick(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:
     """The named fields of a section as a dict (attribute access: a typo raises)."""
     return {name: getattr(config, name) for name in names}
+
+
+def _data() -> ml_collections.ConfigDict:
+    """Corpus, split, copies and batch shapes."""
+    part = ml_collections.ConfigDict()
+    part.corpus = 'kaldi'  # yesno, fsdd, synth_digits, or kaldi: folders named below
+    part.source = ''  # local archive or folder of a named corpus; '' downloads or makes it
+    part.train = 'train'  # split of a named corpus, or a Kaldi data directory
+    part.test = 'test'
+    part.lexicon = ''  # '' takes the corpus's own
+    part.cache_dir = ''  # '' is ~/.cache/seqtrain
+    part.max_train = 0  # use only the first so many utterances; 0 is all
+    part.max_test = 0
+    part.split_by = 'utterance'  # or speaker: a replica sees only its own speakers
+    part.batch_size = 8
+    part.num_buckets = 2
+    part.speeds = (1.0,)  # copies of the training set at these speeds
+    part.vtln = (1.0,)  # and with these vocal tract length warps
+    part.spec_augment = False
+    return part
+
+
+def _spec_augment() -> ml_collections.ConfigDict:
+    """Masks on the features, see `data.augment.SpecAugmentConfig`."""
+    part = ml_collections.ConfigDict()
+    part.num_freq_masks = 2
+    part.max_freq_width = 8
+    part.num_time_masks = 2
+    part.max_time_width = 20
+    part.max_time_fraction = 0.1
+    return part
+
+
+def _features() -> ml_collections.ConfigDict:
+    """Filterbanks, see `data.features.FeatureConfig`."""
+    part = ml_collections.ConfigDict()
+    part.sample_rate = 0  # Hz; 0: the rate that most recordings have
+    part.num_mel_bins = 40
+    part.cmvn = 'utterance'  # or speaker, none
+    part.dither = 1.0
+    return part
+
+
+def _graph() -> ml_collections.ConfigDict:
+    """Topology and language models."""
+    part = ml_collections.ConfigDict()
+    part.topology = 'chain'  # or ctc, hmm1, hmm3
+    part.optional_silence = True
+    part.phone_lm_order = 3
+    part.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
+    part.word_lm = ''  # ARPA file; '' estimates it from the training transcripts
+    return part
+
+
+def _model() -> ml_collections.ConfigDict:
+    """The network."""
+    part = ml_collections.ConfigDict()
+    part.kind = 'tdnn'  # or dnn
+    part.num_hidden = 128
+    part.subsampling = 3
+    part.dropout = 0.0
+    part.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1), (-3, 0, 3))  # tdnn
+    part.num_layers = 3  # dnn
+    part.left = 10
+    part.right = 5
+    return part
+
+
+def _exchange() -> ml_collections.ConfigDict:
+    """Replicas, shards and what happens to an update."""
+    part = ml_collections.ConfigDict()
+    part.mode = 'async'  # or sync: the same program waits for all replicas
+    part.transport = 'local'  # or ray: shards as Ray actors
+    part.ray_address = ''  # HOST:PORT of a cluster; '' starts Ray on this machine
+    part.num_replicas = 4
+    part.num_shards = 2
+    part.rule = 'adam'  # downpour_adagrad, sgd, dc_asgd, dc_asgd_adaptive
+    part.scale_by_frames = False  # a batch with more frames weighs more
+    part.scale_by_staleness = False  # η/τ
+    part.max_staleness = -1  # −1: unbounded
+    part.on_stale = 'wait'  # or drop: what happens beyond the bound
+    part.overlap = True  # compute the next step while the last push is on its way
+    part.clip_norm = 5.0  # in the replica, before the push; 0: off
+    return part
+
+
+def _bootstrap() -> ml_collections.ConfigDict:
+    """The stage of cross-entropy."""
+    part = ml_collections.ConfigDict()
+    part.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
+    part.updates = 40  # per round, over all replicas
+    part.learning_rate = 2e-3
+    return part
+
+
+def _sequence() -> ml_collections.ConfigDict:
+    """The stage of the sequence criterion."""
+    part = ml_collections.ConfigDict()
+    part.criterion = 'mmi'  # lattice-free; or smbr, mpe
+    part.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
+    part.updates = 150
+    part.learning_rate = 1e-3
+    part.final_learning_rate = 1e-4  # exponential decay
+    part.leaky = 0.0
+    part.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
+    part.output_l2 = 1e-4
+    return part
+
+
+def _decode() -> ml_collections.ConfigDict:
+    """The beam search on the test set."""
+    part = ml_collections.ConfigDict()
+    part.acoustic_scale = 1.0
+    part.beam = 15.0
+    part.max_active = 7000
+    part.phone_error_rate = False  # decode phones too, with a phone bigram
+    return part
+
+
+def _checkpoint() -> ml_collections.ConfigDict:
+    """How often, and how many are kept."""
+    part = ml_collections.ConfigDict()
+    part.every_updates = 100
+    part.keep = 2
+    return part

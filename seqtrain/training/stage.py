@@ -93,12 +93,10 @@ def run_stage(
     for thread in threads:
         thread.start()
     try:
-        saved = desk.completed
         while running:
-            due = saved + every_updates
+            due = desk.completed + every_updates
             monitor.wait_for(lambda: not running or desk.completed >= due)
             if running:
-                saved = desk.completed
                 checkpoint()
     finally:
         desk.stop()
