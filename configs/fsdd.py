@@ -4,6 +4,9 @@
 
 Downloads the archive (12 MB); a local copy:
 --config.data.source=free-spoken-digit-dataset-1.0.9.tar.gz
+
+Measured (RESULTS.md): test WER 0.0, 0.8, 0.0 % for seeds 0, 1, 2 of 250 words; 47 to 69 s of
+training on two cores.
 """
 
 from seqtrain.training import config as config_lib

@@ -3,6 +3,9 @@
     python launch/train.py --config=configs/yesno.py --workdir=workdirs/yesno
 
 Downloads the archive (4.7 MB); a local copy: --config.data.source=waves_yesno.tar.gz
+
+Measured (RESULTS.md): test WER 0.00, 0.43, 0.00 % for seeds 0, 1, 2 of 232 words; 16 to 26 s of
+training on two cores.
 """
 
 from seqtrain.training import config as config_lib

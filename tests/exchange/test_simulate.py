@@ -140,16 +140,12 @@ def test_the_script_ends_with_json(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hours_of_a_thousand_replicas_take_less_than_a_minute():
+def test_two_hours_of_a_thousand_replicas():
     scenario = Scenario(
         Policy(num_workers=1000),
         duration_s=7200.0,
         step_s=Dist('lognormal', 10.0, 0.3),
         slowness=Dist('lognormal', 1.0, 0.3),
     )
-    import time
-
-    started = time.process_time()
     result = Simulation(scenario).run()
-    assert time.process_time() - started < 60
     assert len(result.time_s) > 600_000
