@@ -75,7 +75,7 @@ def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_
         with server.connect(0) as client:
             client.latest()
             server.kill_shard(1)
-            for seq in range(25, 30):
+            for seq in range(25, 75):  # the killed process may still answer the first few
                 params, versions = client.pull()
                 event = exchange.Event('', 0, 0, seq)
                 client.push(gradient(event, params), versions)
@@ -84,8 +84,8 @@ def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_
         server.check()
         versions = server.params().versions
         assert versions.generations == (0, 1)
-        assert versions.numbers[0] == 55
-        assert 50 - 10 <= versions.numbers[1] <= 55
+        assert versions.numbers[0] == 100
+        assert 50 - 10 <= versions.numbers[1] <= 100
         stores = replay(server.events(), START, 2, rule, gradient)
         shards = server.partition.split(server.params().params)
         for store, values in zip(stores, shards, strict=True):
@@ -119,6 +119,11 @@ def test_sync_over_processes_equals_sync_in_threads(ray_here):
     np.testing.assert_array_equal(over_ray.params['w'], here.params['w'])
 
 
+def _pull_for_ever(client):
+    while True:  # a killed process may still answer a pull or two
+        client.pull()
+
+
 @pytest.mark.slow
 def test_a_shard_without_a_directory_that_dies_is_said_to_be_gone(ray_here):
     with ray_here.RayServer(START, 1, rules.sgd(0.1)) as server:
@@ -127,8 +132,7 @@ def test_a_shard_without_a_directory_that_dies_is_said_to_be_gone(ray_here):
         client._channel._patience_s = 0.5
         server.kill_shard(0)
         with pytest.raises(exchange.ExchangeError, match='directory'):
-            while True:  # a killed process may still answer a pull or two
-                client.pull()
+            _pull_for_ever(client)
         with pytest.raises(exchange.ExchangeError, match='directory'):
             client.close()
 
