@@ -238,3 +238,22 @@ def test_replay_of_a_changed_log_differs(make_config, tmp_path):
 def test_an_unknown_transport_is_refused(make_config, tmp_path):
     with pytest.raises(ValueError, match='choose local or ray'):
         experiment.run(make_config(exchange__transport='mpi'), tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'topology', 'subsampling'),
+    [('dnn', 'hmm3', 1), ('dnn', 'hmm1', 3), ('tdnn', 'ctc', 3)],
+)
+def test_other_networks_and_topologies_train(make_config, tmp_path, kind, topology, subsampling):
+    config = make_config(
+        model__kind=kind,
+        model__subsampling=subsampling,
+        model__num_layers=1,
+        graph__topology=topology,
+        bootstrap__rounds=1,
+        data__max_test=2,
+    )
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['updates'] == 10
+    assert result['skipped'] == 0
+    assert np.isfinite([row.metrics['loss'] for row in monitor.read_updates(tmp_path)]).all()
