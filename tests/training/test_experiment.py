@@ -242,7 +242,11 @@ def test_an_unknown_transport_is_refused(make_config, tmp_path):
 
 @pytest.mark.parametrize(
     ('kind', 'topology', 'subsampling'),
-    [('dnn', 'hmm3', 1), ('dnn', 'hmm1', 3), ('tdnn', 'ctc', 3)],
+    [
+        ('dnn', 'hmm1', 3),
+        pytest.param('dnn', 'hmm3', 1, marks=pytest.mark.slow),
+        pytest.param('tdnn', 'ctc', 3, marks=pytest.mark.slow),
+    ],
 )
 def test_other_networks_and_topologies_train(make_config, tmp_path, kind, topology, subsampling):
     config = make_config(
