@@ -1,6 +1,7 @@
 """A whole run in small: every layer from recordings to the report, both modes, and going on."""
 
 import collections
+import dataclasses
 import json
 import re
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from seqtrain import ops
 from seqtrain.data.leases import LeaseBook
-from seqtrain.exchange import ExchangeError, Partition, eventlog, rules
+from seqtrain.exchange import ExchangeError, LocalServer, Partition, Push, eventlog, rules
 from seqtrain.training import (
     align,
     assembly,
@@ -185,6 +186,28 @@ def test_speaker_split_keeps_every_speaker_on_one_replica(make_config, tmp_path)
         run.close()
     assert not speakers[0] & speakers[1]
     assert {(row.replica, row.lease[0]) for row in rows} == {(0, 0), (1, 1)}
+
+
+def test_no_message_to_the_server_carries_an_utterance(make_config, tmp_path, monkeypatch):
+    config = make_config(data__split_by='speaker')
+    real, sent = LocalServer.deliver, []
+
+    def deliver(self, shard, message):
+        sent.append((self.partition.split(self.params().params)[shard].shape, message))
+        return real(self, shard, message)
+
+    monkeypatch.setattr(LocalServer, 'deliver', deliver)
+    experiment.run(config, tmp_path, quiet=True)
+    pushes = [message for _, message in sent if isinstance(message, Push)]
+    assert len(pushes) == 14 * config.exchange.num_shards
+    for shape, message in sent:
+        for field in dataclasses.fields(message):
+            value = getattr(message, field.name)
+            if field.name == 'update':  # the shard's own parameters, and nothing beside them
+                assert value.shape == shape
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                assert all(isinstance(one, int | float) for one in values), field.name
 
 
 def test_an_impossible_split_says_what_to_do(make_config, tmp_path):
