@@ -27,7 +27,7 @@ def flat_start(data: TrainingData) -> list[np.ndarray]:
     for text, frames in zip(data.features.texts, data.features.features, strict=True):
         speech = bootstrap.energy_speech_mask(frames[:: data.subsampling].mean(-1))
         phones = [_phone_pdfs(data.topology, p) for p in _first_phones(text, data.lexicon)]
-        labels.append(bootstrap.uniform_alignment(speech, phones, silence))
+        labels.append(bootstrap.flat_start_labels(speech, phones, silence))
     return labels
 
 

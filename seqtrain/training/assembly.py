@@ -179,6 +179,7 @@ def server(
     if settings.transport == 'ray':
         from seqtrain.exchange.transport import ray as ray_transport
 
+        directory.mkdir(exist_ok=True)
         return ray_transport.RayServer(
             params,
             settings.num_shards,

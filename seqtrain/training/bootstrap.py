@@ -28,12 +28,15 @@ def energy_speech_mask(energy: np.ndarray) -> np.ndarray:
     return energy >= ordered[1 + int(np.argmax(between))]
 
 
-def uniform_alignment(
+def flat_start_labels(
     speech: np.ndarray,
     phone_pdfs: Sequence[Sequence[int]],
     silence_pdfs: Sequence[int],
 ) -> np.ndarray:
-    """Spreads the phones' states evenly over the speech frames, in order.
+    """Spreads the phones' pdfs evenly over the speech frames, in order.
+
+    Unlike `graphs.uniform_alignment` it has silence where the energy says so, never fails for want
+    of frames, and gives a state's forward and loop pdf the same share.
 
     Args:
       speech: bool[T], True where speech is thought to be.

@@ -195,7 +195,7 @@ class Experiment:
     def _server(self, params: Any) -> Any:
         # At the very start of a stage the rule is still the one of the stage before.
         stage = self.stages[max(0, self._stage - (self._completed == 0))]
-        folder = self.workdir.sub('shards')
+        folder = self.workdir.path / 'shards'
         return assembly.server(self.config, params, stage.kind, self.monitor.on_event, folder)
 
     def _restore(self, position: Position | None) -> None:

@@ -2,9 +2,11 @@
 
 config.json      the resolved config; a run with another config is refused
 lock             held (flock) by the running process, freed by the kernel at any death
-checkpoints/     Orbax steps          events/      the exchange's log of applied pushes
-tensorboard/     scalars              decode/      hypotheses as Kaldi `text`
-report.html      and its pictures     result.json  the last line of JSON
+checkpoints/     Orbax steps          model/       decoding graphs, shapes, sample rate
+tensorboard/     scalars              decode/      hypotheses as Kaldi `text`, scores
+updates.jsonl, pushes.jsonl, events.jsonl          see `training.monitor`
+report.html      and figures/         result.json  the last line of JSON
+shards/          checkpoints of shards that are Ray actors
 """
 
 import fcntl

@@ -18,13 +18,13 @@ def test_one_class_is_all_speech(energy):
 
 def test_states_are_spread_evenly_over_speech():
     speech = np.array([0, 1, 1, 1, 1, 0, 0], bool)
-    labels = bootstrap.uniform_alignment(speech, [(2, 3)], (0, 1))
+    labels = bootstrap.flat_start_labels(speech, [(2, 3)], (0, 1))
     np.testing.assert_array_equal(labels, [0, 2, 2, 3, 3, 0, 1])
 
 
 def test_too_little_speech_takes_all_frames():
     speech = np.array([0, 1, 0, 0], bool)
-    labels = bootstrap.uniform_alignment(speech, [(2, 3), (4, 5)], (0, 1))
+    labels = bootstrap.flat_start_labels(speech, [(2, 3), (4, 5)], (0, 1))
     np.testing.assert_array_equal(labels, [2, 3, 4, 5])
 
 

@@ -110,20 +110,25 @@ def _plain_loop(config):
     return params
 
 
-def test_an_interrupted_run_goes_on_where_it_stood(make_config, tmp_path, monkeypatch):
-    config = make_config()
-    real_add, seen = monitor.Monitor.add, []
+def run_until_power_cut(config, workdir, monkeypatch, updates):
+    """Runs an experiment and fails in a replica after so many updates."""
+    real, seen = monitor.Monitor.add, []
 
     def add(self, update):
-        real_add(self, update)
+        real(self, update)
         seen.append(update)
-        if len(seen) == 9:
+        if len(seen) == updates:
             raise RuntimeError('power cut')
 
-    monkeypatch.setattr(monitor.Monitor, 'add', add)
-    with pytest.raises(RuntimeError, match='power cut'):
-        experiment.run(config, tmp_path, quiet=True)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(monitor.Monitor, 'add', add)
+        with pytest.raises(RuntimeError, match='power cut'):
+            experiment.run(config, workdir, quiet=True)
+
+
+def test_an_interrupted_run_goes_on_where_it_stood(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    run_until_power_cut(config, tmp_path, monkeypatch, updates=9)
     checkpoints = Checkpoints(tmp_path / 'checkpoints')
     position = checkpoints.latest()
     checkpoints.close()
@@ -231,18 +236,7 @@ def test_replay_ends_with_the_same_bits(make_config, tmp_path, monkeypatch, inte
         exchange__num_shards=2, model__dropout=0.1, data__spec_augment=True, exchange__rule='sgd'
     )
     if interrupted:
-        real, seen = monitor.Monitor.add, []
-
-        def add(self, update):
-            real(self, update)
-            seen.append(update)
-            if len(seen) == 7:
-                raise RuntimeError('power cut')
-
-        monkeypatch.setattr(monitor.Monitor, 'add', add)
-        with pytest.raises(RuntimeError, match='power cut'):
-            experiment.run(config, tmp_path, quiet=True)
-        monkeypatch.undo()
+        run_until_power_cut(config, tmp_path, monkeypatch, updates=7)
     experiment.run(config, tmp_path, quiet=True)
     result = replay.run(tmp_path)
     assert result['identical']
