@@ -71,22 +71,27 @@ def feature_config(config: ml_collections.ConfigDict) -> FeatureConfig:
     return section(FeatureConfig, config.features)
 
 
-def training_data(config: ml_collections.ConfigDict) -> prepare.TrainingData:
-    """Features and graphs of the training set."""
+def graph_config(config: ml_collections.ConfigDict) -> prepare.GraphConfig:
+    names = ('topology', 'loop_probability', 'optional_silence', 'phone_lm_order')
+    return prepare.GraphConfig(**pick(config.graph, *names), seed=config.seed)
+
+
+def training_data(
+    config: ml_collections.ConfigDict, topology: Topology | None = None
+) -> prepare.TrainingData:
+    """Features and graphs of the training set; `topology` has tied states, None monophones."""
     data = config.data
     return prepare.training_data(
         load_split(data, 'train'),
         load_lexicon(data),
         feature_config(config),
-        prepare.GraphConfig(
-            **pick(config.graph, 'topology', 'optional_silence', 'phone_lm_order'),
-            seed=config.seed,
-        ),
+        graph_config(config),
         subsampling=config.model.subsampling,
         num_buckets=data.num_buckets,
         batch_size=data.batch_size,
         copies=list(itertools.product(data.speeds, data.vtln)),
         cache_dir=str(devices.cache_root(data.cache_dir) / 'features'),
+        topology=topology,
     )
 
 

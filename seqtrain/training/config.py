@@ -99,6 +99,11 @@ def _graph() -> ml_collections.ConfigDict:
     """Topology and language models."""
     part = ml_collections.ConfigDict()
     part.topology = 'chain'  # or ctc, hmm1, hmm3
+    part.loop_probability = 0.0  # of staying in an HMM state; 0: the topology's own
+    part.context = 'mono'  # or biphone, triphone: tied states, after a stage with monophones
+    part.tying = 'tree'  # or count: biphones with enough occurrences have their own pdfs
+    part.num_tied = 500  # pdfs at most (tree)
+    part.min_count = 50  # frames of a leaf (tree), occurrences of a biphone (count)
     part.optional_silence = True
     part.phone_lm_order = 3
     part.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
@@ -141,6 +146,7 @@ def _exchange() -> ml_collections.ConfigDict:
 def _bootstrap() -> ml_collections.ConfigDict:
     """The stage of cross-entropy."""
     part = ml_collections.ConfigDict()
+    part.mono_rounds = 5  # with monophones, before the states are tied; graph.context=mono: none
     part.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
     part.updates = 40  # per round, over all replicas
     part.learning_rate = 2e-3

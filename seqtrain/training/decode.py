@@ -11,12 +11,10 @@ from typing import Any
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.decoding import Decoder, score_wer, write_text
-from seqtrain.exchange import Partition
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training import config as config_lib
-from seqtrain.training.checkpoint import Checkpoints
 from seqtrain.training.config import pick
-from seqtrain.training.workdir import Workdir, WorkdirError
+from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         devices.set_up(1, config.data.cache_dir)
         files, graphs = recognizer.ModelFiles.read(workdir.path / 'model')
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
-        params = _parameters(config, workdir, params)
+        params, _ = recognizer.trained(config, workdir.path, params)
         records = list(kaldi.read_dir(data))
         settings = dataclasses.replace(
             assembly.feature_config(config), sample_rate=files.sample_rate
@@ -68,16 +66,3 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         counts = pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
         result = {**counts, **result}
     return result
-
-
-def _parameters(config, workdir: Workdir, params: Any) -> Any:
-    """The newest checkpoint's parameters, joined from their shards."""
-    checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
-    try:
-        position = checkpoints.latest()
-    finally:
-        checkpoints.close()
-    if position is None:
-        raise WorkdirError(f'{workdir.path} has no checkpoint yet: let launch/train.py run.')
-    partition = Partition.make(params, config.exchange.num_shards)
-    return partition.join([shard['arrays']['values'] for shard in position.shards])

@@ -1,7 +1,8 @@
 """One experiment: prepare, bootstrap by cross-entropy, sequence training, decoding, report.
 
-Order on a restart: config check → data and graphs (cached) → newest checkpoint, if any → the stage
-that it stands in, from the update that it stands at → what follows.
+Order on a restart: config check → newest checkpoint, if any → data and graphs (cached) → the stage
+that it stands in, from the update that it stands at → what follows. With tied states a whole
+monophone run in the folder `mono/` comes first (see `start`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import ml_collections
 import numpy as np
 
 from seqtrain import ops
-from seqtrain.training import align, assembly, bootstrap, devices, evaluate, run_report, steps
+from seqtrain.training import (
+    align,
+    assembly,
+    bootstrap,
+    devices,
+    evaluate,
+    run_report,
+    start,
+    steps,
+)
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.leasing import LeaseDesk, lease_book, parts
@@ -43,15 +53,31 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
     """
     assembly.start_transport(config)
     devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
+    return _run(config, pathlib.Path(path), quiet)
+
+
+def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
     with Workdir(path, config.to_dict()) as workdir:
+        before = {}
+        if start.is_tied(config):
+            before = _monophone_run(config, path / start.MONO, quiet)
         experiment = Experiment(config, workdir, quiet)
         try:
             experiment.train()
             result = experiment.result()
         finally:
             experiment.close()
+        if before:
+            result['mono'] = {name: before[name] for name in ('wer', 'updates', 'training_s')}
         (workdir.path / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
         return result
+
+
+def _monophone_run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
+    """The run before one with tied states, or its result where it has ended."""
+    if (path / 'result.json').is_file():
+        return json.loads((path / 'result.json').read_text())
+    return _run(start.monophone_config(config), path, quiet)
 
 
 class Experiment:
@@ -60,11 +86,20 @@ class Experiment:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir, quiet: bool = False):
         self.config, self.workdir = config, workdir
         self.stages = plan(config)
-        self.data = assembly.training_data(config)
+        with contextlib.ExitStack() as resources:
+            self.checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
+            resources.callback(self.checkpoints.close)
+            position = self.checkpoints.latest()
+            begun = (start.resume if position else start.begin)(config, workdir.path)
+            self._prepare(begun)
+            self._open(begun, position, resources, quiet)
+            self._resources = resources.pop_all()  # kept open, unless something failed above
+
+    def _prepare(self, begun: start.Start) -> None:
+        """What stays the same from the first to the last stage."""
+        config, workdir = self.config, self.workdir
+        self.data, self.network = begun.data, begun.network
         self.evaluator = evaluate.Evaluator.make(config, self.data, workdir)
-        self.network, params = assembly.network(
-            config, self.data.features.dim, self.data.topology.num_pdfs
-        )
         self.batcher = assembly.batcher(config, self.data)
         self.denominator = jax.device_get(ops.pack(self.data.denominator))
         self.devices = devices.replica_devices(config.exchange.num_replicas)
@@ -74,25 +109,24 @@ class Experiment:
         self.log_prior = np.zeros(0, np.float32)
         self._align = steps.make_align(self.network)
         self._steps: dict[str, Any] = {}
-        with contextlib.ExitStack() as resources:
-            self._open(params, resources, quiet)
-            self._resources = resources.pop_all()  # kept open, unless something failed above
 
-    def _open(self, params: Any, resources: contextlib.ExitStack, quiet: bool) -> None:
-        """Checkpoints, monitor and server, at the position where the run stands."""
-        folder = self.workdir.sub('checkpoints')
-        self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep)
-        resources.callback(self.checkpoints.close)
-        position = self.checkpoints.latest()
+    def _open(
+        self,
+        begun: start.Start,
+        position: Position | None,
+        resources: contextlib.ExitStack,
+        quiet: bool,
+    ) -> None:
+        """Monitor and server, at the position where the run stands."""
         self._stage = position.stage if position else 0
         self._completed = position.completed if position else 0
         total = sum(stage.updates for stage in self.stages)
         done = position.updates if position else 0
         self.monitor = Monitor(self.workdir.path, total, resume_at=done, quiet=quiet)
         resources.callback(self.monitor.close)
-        self.server = self._server(params)
+        self.server = self._server(begun.params)
         resources.callback(self.server.close)
-        self._restore(position)
+        self._restore(begun, position)
 
     def train(self) -> None:
         """Runs the stages that are left."""
@@ -107,10 +141,15 @@ class Experiment:
         """Scores the trained network, writes the report, returns the last line of JSON."""
         params = self.server.params().params
         self.server.close()  # the last events arrive
-        self.evaluator.score(self.config.sequence.criterion, params)
+        self.evaluator.score(self.final_model, params)
         result = run_report.summary(self)
         run_report.write(self, result)
         return result
+
+    @property
+    def final_model(self) -> str:
+        """What the last stage made, in the table of error rates."""
+        return 'ce' if self.stages[-1].kind == 'ce' else self.config.sequence.criterion
 
     def close(self) -> None:
         """Frees everything; idempotent."""
@@ -198,9 +237,9 @@ class Experiment:
         folder = self.workdir.path / 'shards'
         return assembly.server(self.config, params, stage.kind, self.monitor.on_event, folder)
 
-    def _restore(self, position: Position | None) -> None:
+    def _restore(self, begun: start.Start, position: Position | None) -> None:
         if position is None:
-            self.labels = align.flat_start(self.data)
+            self.labels = begun.labels
             self.log_prior = self._priors()
             return
         self.server.restore(position.shards)

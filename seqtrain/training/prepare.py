@@ -36,15 +36,23 @@ class GraphConfig:
 
     Attributes:
       topology: 'chain', 'ctc', 'hmm1' or 'hmm3'.
+      loop_probability: of staying in an HMM state; 0 takes the topology's own.
       optional_silence: silence may stand at word boundaries.
       phone_lm_order: of the denominator's phone n-gram (3 or 4: no smoothing below the trigram).
       seed: of the silences and pronunciations drawn for the phone n-gram's counts.
     """
 
     topology: str = 'chain'
+    loop_probability: float = 0.0
     optional_silence: bool = True
     phone_lm_order: int = 3
     seed: int = 0
+
+    def monophones(self, num_phones: int) -> Topology:
+        """The context-independent topology."""
+        return Topology.make(
+            self.topology, num_phones, loop_probability=self.loop_probability or None
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +98,7 @@ def training_data(
     batch_size: int,
     copies: Sequence[tuple[float, float]] = ((1.0, 1.0),),
     cache_dir: str | None = None,
+    topology: Topology | None = None,
 ) -> TrainingData:
     """Computes features and graphs of the training set.
 
@@ -101,12 +110,13 @@ def training_data(
       num_buckets, batch_size: of the batch shapes.
       copies: (speed, vocal tract warp) of each copy of the training set.
       cache_dir: where features are cached; None for nowhere.
+      topology: tied states; None takes the context-independent ones of `graph_config`.
 
     Raises:
       DataError: nothing usable is left.
     """
     features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
-    topology = Topology.make(graph_config.topology, len(lexicon.phones))
+    topology = topology or graph_config.monophones(len(lexicon.phones))
     features = _usable(features, lexicon, topology, subsampling)
     phone_lm = _phone_lm(features.texts, lexicon, graph_config)
     made = {

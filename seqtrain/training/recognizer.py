@@ -12,13 +12,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from seqtrain.data.buckets import Buckets
 from seqtrain.data.features import FeatureSet
 from seqtrain.decoding import Decoder, Hypothesis
+from seqtrain.exchange import Partition
 from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
 from seqtrain.training import steps
+from seqtrain.training.checkpoint import Checkpoints, Position
+from seqtrain.training.workdir import WorkdirError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,31 @@ class ModelFiles:
         fields = json.loads((folder / 'model.json').read_text())
         files = cls(**{**fields, 'units': tuple(fields['units'])})
         return files, {unit: DecodingGraph.read(folder / f'{unit}.fst') for unit in files.units}
+
+
+def trained(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, params: Any
+) -> tuple[Any, Position]:
+    """The parameters of a run's newest checkpoint, and the checkpoint.
+
+    Args:
+      config: the run's.
+      folder: the run's.
+      params: any parameters of its network, for their shapes.
+
+    Raises:
+      WorkdirError: there is no checkpoint yet.
+    """
+    checkpoints = Checkpoints(folder / 'checkpoints', config.checkpoint.keep)
+    try:
+        position = checkpoints.latest()
+    finally:
+        checkpoints.close()
+    if position is None:
+        raise WorkdirError(f'{folder} has no checkpoint yet: let launch/train.py run.')
+    partition = Partition.make(params, config.exchange.num_shards)
+    values = [shard['arrays']['values'] for shard in position.shards]
+    return partition.join(values), position
 
 
 def word_graph(

@@ -16,7 +16,7 @@ import numpy as np
 
 from seqtrain import exchange, ops
 from seqtrain.exchange import Event
-from seqtrain.training import align, assembly, bootstrap, devices, monitor, steps
+from seqtrain.training import align, assembly, bootstrap, devices, monitor, start, steps
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints
@@ -28,7 +28,8 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
     """Replays the run in `path` and compares its end with the newest checkpoint.
 
     Returns:
-      JSON types: `identical`, `pushes`, `max_difference`, `shards`.
+      JSON types: `identical`, `pushes`, `max_difference`, `shards`; where the states are tied, the
+      same of the monophone run under `mono`, and `identical` says it of both.
 
     Raises:
       WorkdirError: there is no finished run.
@@ -42,6 +43,7 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
         checkpoints.close()
         if position is None or not (workdir.path / 'result.json').exists():
             raise WorkdirError(f'{workdir.path} holds no finished run: let launch/train.py end.')
+        before = run(workdir.path / start.MONO) if start.is_tied(config) else None
         recorded = Recorded(config, workdir.path)
         stores = exchange.replay(
             recorded.events,
@@ -53,12 +55,14 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
         )
     ends = [np.asarray(store.values) for store in stores]
     saved = [np.asarray(shard['arrays']['values']) for shard in position.shards]
-    return {
-        'identical': all(np.array_equal(a, b) for a, b in zip(ends, saved, strict=True)),
+    same = all(np.array_equal(a, b) for a, b in zip(ends, saved, strict=True))
+    result = {
+        'identical': same and (before is None or before['identical']),
         'max_difference': max(float(np.abs(a - b).max()) for a, b in zip(ends, saved, strict=True)),
         'pushes': recorded.computed,
         'shards': len(stores),
     }
+    return result if before is None else {**result, 'mono': before}
 
 
 class Recorded:
@@ -74,10 +78,8 @@ class Recorded:
         self._config = config
         self.events = exchange.eventlog.causal(exchange.eventlog.read(folder / monitor.EVENTS)[1])
         self._pushes = monitor.read_pushes(folder)
-        self._data = assembly.training_data(config)
-        self._network, self.params = assembly.network(
-            config, self._data.features.dim, self._data.topology.num_pdfs
-        )
+        begun = start.begin(config, folder)
+        self._data, self._network, self.params = begun.data, begun.network, begun.params
         self._batcher = assembly.batcher(config, self._data)
         self._denominator = jax.device_get(ops.pack(self._data.denominator))
         self._align = steps.make_align(self._network)
@@ -86,7 +88,7 @@ class Recorded:
             for kind in ('ce', 'sequence')
         }
         self._book = lease_book(config, self._data)
-        self._stage, self._labels = '', align.flat_start(self._data)
+        self._stage, self._labels = '', begun.labels
         self._log_prior = self._priors()
         self.computed = 0
 

@@ -25,7 +25,7 @@ _MODELS = {'ce': 'cross-entropy', 'mmi': 'LF-MMI', 'smbr': 'LF-sMBR', 'mpe': 'LF
 def summary(run: Experiment) -> dict[str, Any]:
     """The last line of JSON: JSON types only, rates as fractions, times in seconds."""
     scores = {(s.model, s.unit): s for s in run.evaluator.scores}
-    criterion = run.config.sequence.criterion
+    criterion = run.final_model
     final = scores[criterion, 'word']
     applied = _of_kind(run.monitor.events, 'applied')
     result = {
@@ -37,7 +37,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'substitutions': final.substitutions,
         'wer_interval': [final.low, final.high],
         'wer_ce': scores['ce', 'word'].wer,
-        'frames_per_s': run.monitor.frames_per_s(criterion),
+        'frames_per_s': run.monitor.frames_per_s(run.stages[-1].name),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),
         'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),

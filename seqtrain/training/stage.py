@@ -34,13 +34,19 @@ class Stage:
 
 
 def plan(config: ml_collections.ConfigDict) -> list[Stage]:
-    """CE from the flat start, then after each realignment; the sequence criterion last."""
+    """CE from the first alignments, then after each realignment; the sequence criterion last.
+
+    Without updates for the sequence criterion there is no such stage.
+    """
     rounds = [
         Stage(f'ce-{r}', 'ce', config.bootstrap.updates, realign=r > 0)
         for r in range(config.bootstrap.rounds)
     ]
     last = Stage(config.sequence.criterion, 'sequence', config.sequence.updates, realign=True)
-    return [*rounds, last]
+    stages = [*rounds, last] if last.updates else rounds
+    if not stages:
+        raise ValueError('Nothing to train: bootstrap rounds and config.sequence.updates are 0.')
+    return stages
 
 
 def run_stage(

@@ -1,0 +1,179 @@
+"""Where a run's training begins: its data, first alignments and first parameters.
+
+Monophones begin with a flat start. Tied states (`config.graph.context`) begin where a monophone run
+ended, a run of its own in the folder `mono/` with its own server and checkpoints:
+
+    mono/ flat start ─► CE, realignments ─► alignments ─► tree ─► the same alignments, tied
+                                        └─► hidden layers; an output per tied state, a copy of the
+                                            monophone's, so that training goes on where it stood
+
+All of this is a function of the config and of that run's end, so that it can be made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+import scipy.fft
+
+from seqtrain.graphs import TiedTopology, Topology, relabel, segments, tie_by_counts, tree
+from seqtrain.training import align, assembly, devices, recognizer, steps
+from seqtrain.training.batching import Batcher
+from seqtrain.training.leasing import parts
+from seqtrain.training.prepare import TrainingData
+
+logger = logging.getLogger(__name__)
+
+MONO = 'mono'
+_CONTEXTS = {'mono': '', 'biphone': 'left', 'triphone': 'both'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+      data: the training set, its graphs in the run's topology.
+      network, params: the model and its initial parameters.
+      labels: i32[U] per utterance, the first alignments; empty where a checkpoint has newer ones.
+    """
+
+    data: TrainingData
+    network: steps.Network
+    params: Any
+    labels: list[np.ndarray]
+
+
+def is_tied(config: ml_collections.ConfigDict) -> bool:
+    """Whether the run has tied states, and so a monophone run before it.
+
+    Raises:
+      ValueError: fields of `config.graph` that contradict each other.
+    """
+    graph = config.graph
+    if graph.context not in _CONTEXTS:
+        raise ValueError(
+            f'config.graph.context is {graph.context!r}; choose one of {", ".join(_CONTEXTS)}.'
+        )
+    if graph.context == 'mono':
+        return False
+    if graph.tying not in ('tree', 'count'):
+        raise ValueError(f'config.graph.tying is {graph.tying!r}; choose tree or count.')
+    if graph.tying == 'count' and graph.context != 'biphone':
+        raise ValueError('config.graph.tying=count knows biphones only; choose tree.')
+    if graph.topology == 'ctc':
+        raise ValueError('CTC blanks hide the neighbours: choose config.graph.context=mono.')
+    return True
+
+
+def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of the monophone run that comes before a run with tied states."""
+    mono = config.copy_and_resolve_references()
+    mono.graph.context = 'mono'
+    mono.bootstrap.rounds = config.bootstrap.mono_rounds
+    mono.sequence.updates = 0
+    return mono
+
+
+def begin(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+    """The start of a new run.
+
+    Args:
+      config: the run's.
+      folder: the run's; with tied states it holds the finished monophone run and gets
+        `model/tying.npz`.
+    """
+    if is_tied(config):
+        return _tied(config, folder)
+    data = assembly.training_data(config)
+    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    return Start(data, network, params, align.flat_start(data))
+
+
+def resume(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+    """Data and network of a run that has a checkpoint: no alignments, parameters of no meaning."""
+    topology = None
+    if is_tied(config):
+        phones = len(assembly.load_lexicon(config.data).phones)
+        base = assembly.graph_config(config).monophones(phones)
+        topology = TiedTopology.read(folder / 'model' / 'tying.npz', base)
+    data = assembly.training_data(config, topology)
+    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    return Start(data, network, params, [])
+
+
+def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+    mono = monophone_config(config)
+    data = assembly.training_data(mono)
+    net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
+    params, position = recognizer.trained(mono, folder / MONO, params)
+    labels = align.realign(
+        steps.make_align(net),
+        params,
+        Batcher(data, mono.seed),
+        np.split(position.labels, np.cumsum(data.output_lengths)[:-1]),
+        devices.replica_devices(mono.exchange.num_replicas),
+        parts(mono, data),
+    )
+    topology = tie(config.graph, data, labels)
+    (folder / 'model').mkdir(exist_ok=True)
+    topology.write(folder / 'model' / 'tying.npz')
+    logger.info('%d tied pdfs for %d monophone ones.', topology.num_pdfs, data.topology.num_pdfs)
+    tied_labels = [relabel(one, data.topology, topology) for one in labels]
+    tied_data = assembly.training_data(config, topology)
+    net, fresh = assembly.network(config, data.features.dim, topology.num_pdfs)
+    return Start(tied_data, net, widen(params, fresh, topology.base_pdf), tied_labels)
+
+
+def tie(
+    graph: ml_collections.ConfigDict, data: TrainingData, labels: Sequence[np.ndarray]
+) -> TiedTopology:
+    """Ties states by what the alignments say; see `config.graph`."""
+    base: Topology = data.topology
+    if graph.tying == 'count':
+        spoken = ([part.phone for part in segments(one, base)] for one in labels)
+        return tie_by_counts(spoken, base, min_count=graph.min_count)
+    statistics = tree.ContextStatistics(base)
+    for features, pdfs in zip(data.features.features, labels, strict=True):
+        statistics.add(tree_features(features, data.subsampling), pdfs)
+    return tree.grow(
+        statistics,
+        context=_CONTEXTS[graph.context],
+        num_pdfs=graph.num_tied,
+        min_frames=graph.min_count,
+    )
+
+
+def tree_features(features: np.ndarray, subsampling: int) -> np.ndarray:
+    """f64[U, 26]: 13 cepstra of every output frame and their slope over ±2 input frames.
+
+    The tree's Gaussians are diagonal and log-mel bands are not: the cosine transform makes them
+    nearly so.
+    """
+    cepstra = scipy.fft.dct(np.asarray(features, np.float64), norm='ortho', axis=1)[:, :13]
+    frames = np.arange(len(cepstra))
+    ahead, behind = (np.clip(frames + step, 0, len(frames) - 1) for step in (2, -2))
+    return np.concatenate([cepstra, cepstra[ahead] - cepstra[behind]], axis=1)[::subsampling]
+
+
+def widen(params: Any, fresh: Any, base_pdf: np.ndarray) -> Any:
+    """Parameters of a monophone network for tied states: output k is a copy of `base_pdf[k]`.
+
+    Args:
+      params: of the monophone network.
+      fresh: of the network to be, for its shapes.
+      base_pdf: i32[tied pdfs], the monophone pdf that each one refines.
+
+    Logits are log-likelihoods, so every tied state begins with its monophone's; their priors are
+    counted from the tied alignments.
+    """
+    output = {name: np.asarray(value)[..., base_pdf] for name, value in params['output'].items()}
+    for name, value in output.items():
+        assert value.shape == fresh['output'][name].shape
+    return {**params, 'output': output}
