@@ -72,6 +72,7 @@ class Client:
       device: where pulled parameters are put; None leaves them as NumPy arrays.
       retry_s: after so long without an answer a message is sent again; None means never.
       codec: 'float32', 'bfloat16' or 'int8': how updates are sent, with error feedback.
+      life: how often this replica was started before: what an earlier life sends is refused.
       faults: what shall go wrong, in tests.
     """
 
@@ -87,6 +88,7 @@ class Client:
         device: jax.Device | None = None,
         retry_s: float | None = None,
         codec: str = 'float32',
+        life: int = 0,
         faults: FaultPlan | None = None,
     ):
         if queue_size < 1:
@@ -112,6 +114,7 @@ class Client:
             device=device,
             retry_s=retry_s,
             codec=codec,
+            life=life,
             stop=lambda: self._closing,
             abandon=lambda: self._killed,
         )
@@ -160,6 +163,13 @@ class Client:
             self._courier.stats.pushes += 1
             self._give((update, versions, seq, facts))
             return seq
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next push will have; waits until the shards have answered."""
+        with self._cond:
+            self._wait(lambda: self._next_seq >= 0)
+            return self._next_seq
 
     def local_steps(self, most: int) -> int:
         """How many local steps to take so that all replicas push equally often (DyLU).

@@ -129,6 +129,7 @@ class Courier:
       device: where pulled parameters are put; None leaves them as NumPy arrays.
       retry_s: after so long without an answer a message is sent again; None means never.
       codec: 'float32', 'bfloat16' or 'int8': how updates are sent (see `codec`).
+      life: how often this replica was started before; an earlier life is refused.
       stop: asked while waiting: True abandons pulls (pushes are waited for).
       abandon: asked while waiting: True abandons everything.
     """
@@ -143,6 +144,7 @@ class Courier:
         device: jax.Device | None = None,
         retry_s: float | None = None,
         codec: str = 'float32',
+        life: int = 0,
         stop: Callable[[], bool] = lambda: False,
         abandon: Callable[[], bool] = lambda: False,
     ):
@@ -151,6 +153,7 @@ class Courier:
         self.rejections: collections.deque[Reject] = collections.deque(maxlen=100)
         self._channel, self._partition = channel, partition
         self._in_order, self._device, self._retry_s = in_order, device, retry_s
+        self._life = life
         self._compress = Compressor(codec)
         self._stop, self._abandon = stop, abandon
 
@@ -160,7 +163,7 @@ class Courier:
         Where replicas wait for each other, joining gives values but no turn: that is for `pull`.
         """
         shards = range(self._partition.num_shards)
-        replies = self._ask_params({s: Join(self.worker) for s in shards})
+        replies = self._ask_params({s: Join(self.worker, life=self._life) for s in shards})
         if len(replies) < len(shards):
             return None
         return self._assemble(replies), 1 + max(reply.last_seq for reply in replies.values())
@@ -174,7 +177,7 @@ class Courier:
         shards = range(self._partition.num_shards)
         replies: dict[int, Params] = {}
         for group in [[s] for s in shards] if self._in_order else [list(shards)]:
-            replies |= self._ask_params({s: Pull(self.worker) for s in group})
+            replies |= self._ask_params({s: self._pull_message() for s in group})
         return self._assemble(replies) if len(replies) == len(shards) else None
 
     def push_and_pull(
@@ -183,14 +186,17 @@ class Courier:
         """Both on one journey: a shard answers the pull after it has dealt with the push."""
         pushes = self._pushes(update, versions, seq, facts)
         shards = range(self._partition.num_shards)
-        pulls: list[tuple[int, Message]] = [(s, Pull(self.worker)) for s in shards]
+        pulls: list[tuple[int, Message]] = [(s, self._pull_message()) for s in shards]
         answered = self._ask(pushes + pulls)
         self._take_answers(answered)
         replies = {s: r for (s, _), r in answered.items() if isinstance(r, Params)}
         if len(replies) < len(pulls):  # a shard had forgotten us, or we are told to stop
             missing = [s for s, _ in pulls if s not in replies]
-            replies |= self._ask_params({s: Pull(self.worker) for s in missing})
+            replies |= self._ask_params({s: self._pull_message() for s in missing})
         return self._assemble(replies) if len(replies) == len(pulls) else None
+
+    def _pull_message(self) -> Pull:
+        return Pull(self.worker, life=self._life)
 
     def _pushes(
         self, update: Any, versions: Versions, seq: int, facts: Facts
@@ -212,6 +218,7 @@ class Courier:
                     versions.generations,
                     facts.steps,
                     facts.step_s,
+                    self._life,
                 ),
             )
             for s, part in enumerate(parts)
@@ -232,12 +239,12 @@ class Courier:
 
     def _join_again(self, shards: list[int]) -> None:
         self.stats.rejoins += bool(shards)
-        self._ask([(s, Join(self.worker, fresh=False)) for s in shards])
+        self._ask([(s, Join(self.worker, fresh=False, life=self._life)) for s in shards])
 
     def leave(self) -> None:
         """Says good-bye to all shards."""
         for shard in range(self._partition.num_shards):
-            self._channel.send(shard, Leave(self.worker))
+            self._channel.send(shard, Leave(self.worker, self._life))
 
     def _assemble(self, replies: dict[int, Params]) -> Pulled:
         shards = [replies[s] for s in range(self._partition.num_shards)]
@@ -293,7 +300,7 @@ class Courier:
             self.stats.retries += 1
 
     def _note_rejection(self, reply: Reject) -> None:
-        if reply.reason in (Reason.CLOSED, Reason.UNKNOWN_WORKER):
+        if reply.reason in (Reason.CLOSED, Reason.UNKNOWN_WORKER, Reason.REPLACED):
             raise ExchangeError(reply.text)
         logger.warning('Replica %d: %s', self.worker, reply.text)
         self.rejections.append(reply)

@@ -76,7 +76,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Event]]:
         if isinstance(record, dict):
             header = record['header']
         else:
-            fields = dict(zip(FIELDS, record, strict=True))
+            fields = dict(zip(FIELDS, record, strict=False))  # later fields have defaults
             lists = {name: tuple(fields[name]) for name in ('bases', 'generations')}
             events.append(Event(**{**fields, **lists}))
     return header, events

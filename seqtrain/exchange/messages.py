@@ -29,17 +29,20 @@ class Reason(enum.Enum):
     NON_FINITE = 'not finite'
     FRAMES = 'bad frame count'
     CLOSED = 'closed'
+    REPLACED = 'replaced'
 
 
 @dataclasses.dataclass(frozen=True)
 class Join:
     """A replica announces itself; answered by `Params`.
 
-    `fresh` is False where the same replica joins again because the shard had forgotten it.
+    `fresh` is False where the same replica joins again because the shard had forgotten it. `life`
+    counts how often the replica has been started: what an earlier life sends is refused.
     """
 
     worker: int
     fresh: bool = True
+    life: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Pull:
 
     worker: int
     min_version: int = 0
+    life: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ class Push:
       generations: their generations; for the log.
       steps: local steps behind the update; for the log.
       step_s: seconds per local step, 0 where not measured; see `Params.speed`.
+      life: which life of the replica made it, see `Join`.
     """
 
     worker: int
@@ -80,13 +85,18 @@ class Push:
     generations: tuple[int, ...] = ()
     steps: int = 1
     step_s: float = 0.0
+    life: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Leave:
-    """A replica goes, or its lease ran out; what it had pending is dropped. No answer."""
+    """A replica goes, or its lease ran out; what it had pending is dropped. No answer.
+
+    `life` −1 means whichever life it is in.
+    """
 
     worker: int
+    life: int = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +167,7 @@ class Event:
       bases: versions of all shards that the update was computed from.
       generations: their generations.
       steps: local steps behind the update.
+      life: which life of the replica, see `Join`.
     """
 
     kind: str
@@ -174,3 +185,4 @@ class Event:
     bases: tuple[int, ...] = ()
     generations: tuple[int, ...] = ()
     steps: int = 1
+    life: int = 0

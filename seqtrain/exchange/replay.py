@@ -17,12 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from seqtrain.exchange.codec import Compressor, decode
 from seqtrain.exchange.messages import Event, Push
 from seqtrain.exchange.partition import Partition
-from seqtrain.exchange.store import Store
+from seqtrain.exchange.store import RuleLike, Store, shard_rule
 from seqtrain.exchange.update import apply_round
 
 Gradient = Callable[[Event, Any], Any]
@@ -37,10 +36,10 @@ def replay(
     events: Sequence[Event],
     params: Any,
     num_shards: int,
-    rule: optax.GradientTransformation,
+    rule: RuleLike,
     gradient: Gradient,
     *,
-    later_rules: Iterable[tuple[optax.GradientTransformation, bool]] = (),
+    later_rules: Iterable[tuple[RuleLike, bool]] = (),
     codec: str = 'float32',
     snapshots: Sequence[dict[str, Any]] | None = None,
     device: jax.Device | None = None,
@@ -66,7 +65,10 @@ def replay(
       ReplayError: the log is incomplete, or of another run.
     """
     partition = Partition.make(params, num_shards)
-    stores = [Store(values, rule, device) for values in partition.split(params)]
+    stores = [
+        Store(values, shard_rule(rule, partition, s), device)
+        for s, values in enumerate(partition.split(params))
+    ]
     for store, snapshot in zip(stores, snapshots or [], strict=False):
         store.restore(snapshot['arrays'], int(snapshot['meta']['version']))
     run = _Replay(events, partition, stores, gradient, list(later_rules), codec)
@@ -88,7 +90,7 @@ class _Replay:
         partition: Partition,
         stores: list[Store],
         gradient: Gradient,
-        later_rules: list[tuple[optax.GradientTransformation, bool]],
+        later_rules: list[tuple[RuleLike, bool]],
         codec: str,
     ):
         self._partition, self._stores, self._gradient = partition, stores, gradient
@@ -198,7 +200,7 @@ class _Replay:
         if at >= len(self._rules):
             raise ReplayError('The run changed its rule more often than later_rules says.')
         rule, keep_state = self._rules[at]
-        self._stores[shard].set_rule(rule, keep_state)
+        self._stores[shard].set_rule(shard_rule(rule, self._partition, shard), keep_state)
         self._rule_at[shard] += 1
         self._keep(shard)
 

@@ -42,7 +42,7 @@ from typing import Any
 
 import optax
 
-from seqtrain.exchange import invariants
+from seqtrain.exchange import invariants, refusals
 from seqtrain.exchange.messages import (
     Ack,
     Event,
@@ -59,7 +59,7 @@ from seqtrain.exchange.messages import (
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.store import Counter, Store
 from seqtrain.exchange.tickets import Tickets
-from seqtrain.exchange.update import apply_round, decoded, malformed
+from seqtrain.exchange.update import apply_round, decoded
 
 KEPT_PULLS = 8
 """Versions per replica from which it may still push, where a rule needs their values."""
@@ -69,13 +69,15 @@ KEPT_PULLS = 8
 class Member:
     """A replica: the last seq seen, the versions it may still push from, whether it is here.
 
-    `step_s` is its last reported time per local step, 0 where unknown.
+    `step_s` is its last reported time per local step, 0 where unknown; `life` is the one that
+    joined last.
     """
 
     seq: int = -1
     reading: list[int] = dataclasses.field(default_factory=list)
     present: bool = True
     step_s: float = 0.0
+    life: int = 0
 
 
 class ShardState:
@@ -146,9 +148,11 @@ class ShardState:
             text = f'Replica {worker} is none of the {count} of this run; raise num_workers.'
             self._refuse_other(worker, Reason.UNKNOWN_WORKER, text)
             return
+        if self._replaced(worker, message.life):
+            return
         self._forget(worker)
         member = self.members.setdefault(worker, Member())
-        member.present = True
+        member.present, member.life = True, message.life
         self.gone.discard(worker)
         self._log('joined', worker, 'fresh' if message.fresh else '')
         self._serve(worker)
@@ -159,15 +163,26 @@ class ShardState:
             text = f'Replica {message.worker} has not joined shard {self.shard}; send Join first.'
             self._refuse_other(message.worker, Reason.NOT_JOINED, text)
             return
+        if self._replaced(message.worker, message.life):
+            return
         self.waiting[message.worker] = message
         self.tickets.drop(message.worker)  # who pulls again gives back what it did not use
+
+    def _replaced(self, worker: int, life: int) -> bool:
+        """Refuses what an earlier life of a replica sends; whether it did."""
+        member = self.members.get(worker)
+        if member is None or life >= member.life:
+            return False
+        text = f'Replica {worker} was started again (life {member.life}); life {life} is over.'
+        self._refuse_other(worker, Reason.REPLACED, text)
+        return True
 
     def _push(self, push: Push) -> None:
         waiting = self.pending.get(push.worker)
         if waiting is not None and waiting.seq == push.seq:
             return  # a retry of a push that waits; its Ack will come
         push = decoded(push)
-        refusal = self._refusal(push)
+        refusal = refusals.refusal(self, push)
         if refusal is not None:
             self._refuse(push, *refusal)
             return
@@ -177,7 +192,7 @@ class ShardState:
 
     def _leave(self, message: Leave) -> None:
         member = self.members.get(message.worker)
-        if member is None or not member.present:
+        if member is None or not member.present or message.life not in (-1, member.life):
             return
         self._turn_away(Reason.NOT_JOINED, message.worker)
         self._forget(message.worker)
@@ -206,39 +221,6 @@ class ShardState:
 
     # -- refusals ---------------------------------------------------------------------------
 
-    def _refusal(self, push: Push) -> tuple[Reason, str] | None:
-        """Why a push cannot be taken and how the sentence goes on, or None. Changes nothing."""
-        member = self.members.get(push.worker)
-        if member is None or not member.present:
-            return Reason.NOT_JOINED, 'comes from a replica that has not joined or lost its lease'
-        if push.generation != self.generation:
-            return Reason.GENERATION, (
-                f'belongs to generation {push.generation}, the shard restarted and is in '
-                f'generation {self.generation}; join and pull again'
-            )
-        if push.seq <= member.seq:
-            return Reason.DUPLICATE, f'was taken before (the last one was {member.seq})'
-        if not 0 <= push.base_version <= self.version:
-            return Reason.FUTURE, (
-                f'is based on version {push.base_version}, the shard is at {self.version}'
-            )
-        if push.worker in self.pending:
-            return Reason.LATE, 'comes while the one before it still waits; pull first'
-        return malformed(push, self.store.shape) or self._untimely(push)
-
-    def _untimely(self, push: Push) -> tuple[Reason, str] | None:
-        age, policy = self.version - push.base_version, self.policy
-        if policy.sync and age:
-            return Reason.LATE, f'comes {age} rounds late; pull and go on from there'
-        if policy.max_staleness is not None and age > policy.max_staleness:
-            return Reason.STALE, f'is {age} versions old, the bound is {policy.max_staleness}'
-        if not self.store.has(push.base_version):
-            return Reason.STALE, (
-                f'is based on version {push.base_version}, which is no longer kept; '
-                'push from one of the last pulls'
-            )
-        return None
-
     def _refuse(self, push: Push, reason: Reason, why: str) -> None:
         text = f'Push {push.seq} of replica {push.worker} to shard {self.shard} {why}.'
         self._replies.append(Reject(push.worker, reason, text, push.seq))
@@ -260,7 +242,7 @@ class ShardState:
 
     def _apply_one(self) -> bool:
         for push in self.pending.values():
-            refusal = self._untimely(push)
+            refusal = refusals.untimely(self, push)
             if refusal is None and not self.tickets.may_apply(push, self.version):
                 continue
             del self.pending[push.worker]
@@ -341,12 +323,15 @@ class ShardState:
 
     def _log(self, kind: str, worker: int = -1, note: str = '') -> None:
         ids = (kind, self.shard, worker, -1, -1, self.version)
-        self._on_event(Event(*ids, 0, 0, 0.0, self._now, note, self.generation))
+        life = self.members[worker].life if worker in self.members else 0
+        facts = (0, 0, 0.0, self._now, note, self.generation)
+        self._on_event(Event(*ids, *facts, life=life))
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
         ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
         facts = (age, push.s2, push.frames, self._now, note, push.generation)
-        self._on_event(Event(*ids, *facts, push.bases, push.generations, push.steps))
+        lists = (push.bases, push.generations, push.steps, push.life)
+        self._on_event(Event(*ids, *facts, *lists))
 
     # -- rule, checkpoint, invariants -------------------------------------------------------
 

@@ -7,13 +7,27 @@ It knows nothing of replicas' comings and goings; `ShardState` decides what is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 import optax
 
+from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.rules.base import needs_base_params, step
+
+RuleLike: TypeAlias = (
+    optax.GradientTransformation | Callable[[np.ndarray], optax.GradientTransformation]
+)
+"""A rule, or for rules that look at whole tensors a function from `Partition.segments` to one."""
+
+
+def shard_rule(rule: RuleLike, partition: Partition, shard: int) -> optax.GradientTransformation:
+    """The rule of one shard; a rule that looks at whole tensors is made for its blocks."""
+    if isinstance(rule, optax.GradientTransformation):
+        return rule
+    make: Callable = rule
+    return make(partition.segments(shard))
 
 
 class Store:

@@ -285,7 +285,7 @@ def test_a_push_applied_twice_would_be_seen(monkeypatch):
 
 def test_a_broken_staleness_bound_would_be_seen(monkeypatch):
     monkeypatch.setattr('seqtrain.exchange.tickets.Tickets._feasible', lambda *args: True)
-    monkeypatch.setattr(ShardState, '_untimely', lambda *args: None)
+    monkeypatch.setattr('seqtrain.exchange.refusals.untimely', lambda *args: None)
     with pytest.raises(AssertionError):
         run_seeds(POLICIES[2], range(20))
 

@@ -30,7 +30,7 @@ def test_one_local_sgd_step_is_a_scaled_gradient():
     trainer = LocalTrainer(lambda w, x: w * x, optax.sgd(0.5))
     start = jnp.array([2.0, -4.0])
     result = trainer.run(start, [(3.0, 10.0)])
-    np.testing.assert_allclose(result.delta, 0.5 * 3.0 * start)
+    np.testing.assert_allclose(result.update, 0.5 * 3.0 * start)
     assert (result.steps, result.frames) == (1, 10.0)
 
 
@@ -43,8 +43,8 @@ def test_h_local_steps_end_where_the_plain_loop_ends():
         updates, state = rule.update(w * x, state, w)
         w = optax.apply_updates(w, updates)
     result = LocalTrainer(lambda w, x: w * x, rule).run(start, batches)
-    np.testing.assert_allclose(start - result.delta, w, rtol=1e-6)
-    np.testing.assert_allclose(result.delta, pseudo_gradient(start, w), rtol=1e-5)
+    np.testing.assert_allclose(start - result.update, w, rtol=1e-6)
+    np.testing.assert_allclose(result.update, pseudo_gradient(start, w), rtol=1e-5)
     assert result.steps == 3
 
 
@@ -56,5 +56,13 @@ def test_the_local_state_is_kept_or_not():
     kept = LocalTrainer(gradient, optax.sgd(1.0, 0.5), max_norm=1.0)
     anew = LocalTrainer(gradient, optax.sgd(1.0, 0.5), max_norm=1.0, keep_state=False)
     for trainer, second in ((kept, 1.5), (anew, 1.0)):
-        np.testing.assert_allclose(trainer.run(start, [(5.0, 1.0)]).delta, [1.0])
-        np.testing.assert_allclose(trainer.run(start, [(5.0, 1.0)]).delta, [second])
+        np.testing.assert_allclose(trainer.run(start, [(5.0, 1.0)]).update, [1.0])
+        np.testing.assert_allclose(trainer.run(start, [(5.0, 1.0)]).update, [second])
+
+
+def test_an_elastic_replica_keeps_its_own_values_and_pushes_them():
+    trainer = LocalTrainer(lambda w, x: jnp.full_like(w, x), optax.sgd(1.0), elastic=0.25)
+    first = trainer.run(jnp.zeros(1), [(-4.0, 1.0)])
+    np.testing.assert_allclose(first.update, [4.0])
+    second = trainer.run(jnp.ones(1) * 8.0, [(-1.0, 1.0)], learning_rate=0.5)
+    np.testing.assert_allclose(second.update, [4.0 - 0.25 * (4.0 - 8.0) + 0.5])

@@ -43,6 +43,7 @@ BAD = {
     Reason.DUPLICATE: {'seq': 0},
     Reason.GENERATION: {'generation': 1},
     Reason.FRAMES: {'frames': 0.0},
+    Reason.REPLACED: {'life': 1},
 }
 
 
@@ -272,3 +273,19 @@ def test_keep_state_needs_the_same_structure():
     state.handle(Join(0))
     state.handle(push(0, 0, 0))
     np.testing.assert_allclose(state.store.values, -0.5)
+
+
+def test_what_an_earlier_life_of_a_replica_sends_is_refused():
+    state = make(num_workers=1)
+    state.handle(Join(0))
+    state.handle(push(0, 0, 0))
+    (welcome,) = state.handle(Join(0, life=1))
+    assert welcome.last_seq == 0
+    late = [push(0, 1, 1), Pull(0), Join(0, fresh=False)]
+    assert [state.handle(one)[0].reason for one in late] == [Reason.REPLACED] * 3
+    assert state.handle(Leave(0, life=0)) == []
+    assert state.members[0].present
+    (ack,) = state.handle(push(0, 1, 1, life=1))
+    assert isinstance(ack, Ack)
+    state.handle(Leave(0))
+    assert not state.members[0].present

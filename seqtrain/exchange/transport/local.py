@@ -12,10 +12,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from seqtrain.exchange.client import Client
@@ -24,20 +23,9 @@ from seqtrain.exchange.messages import Event, Leave, Message, Reply
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.state import ShardState
-from seqtrain.exchange.store import Store
+from seqtrain.exchange.store import RuleLike, Store, shard_rule
 
-RuleLike: TypeAlias = (
-    optax.GradientTransformation | Callable[[np.ndarray], optax.GradientTransformation]
-)
 _PLAIN = optax.sgd(1.0)
-
-
-def shard_rule(rule: RuleLike, partition: Partition, shard: int) -> optax.GradientTransformation:
-    """The rule of one shard; a rule that looks at whole tensors is made for its blocks."""
-    if isinstance(rule, optax.GradientTransformation):
-        return rule
-    make: Callable = rule
-    return make(partition.segments(shard))
 
 
 class LocalServer:
@@ -96,7 +84,7 @@ class LocalServer:
         Args:
           worker: 0 … policy.num_workers − 1.
           overlap: whether `Client.latest` may hand out older parameters rather than wait.
-          **options: `queue_size`, `device`, `retry_s`, `codec` and `faults` of `Client`.
+          **options: `queue_size`, `device`, `retry_s`, `codec`, `life`, `faults` of `Client`.
         """
         self._raise_if_closed()
         channel = LocalChannel(self, worker)

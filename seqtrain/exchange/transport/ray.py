@@ -32,7 +32,7 @@ from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
 from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
-from seqtrain.exchange.transport.local import RuleLike, shard_rule
+from seqtrain.exchange.store import RuleLike, shard_rule
 from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
