@@ -11,7 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from seqtrain.fsa.fsa import NEG_INF, Fsa, FsaError
+from seqtrain.fsa.fsa import Fsa
+from seqtrain.lattices.acceptor import to_fsa
 
 EPSILON = -1
 
@@ -191,49 +192,7 @@ class Lattice:
           acoustic: put the scaled acoustic weights on the arcs too. By default they carry the
             graph's weights alone, and the device adds its own scores.
         """
-        weight = (self.weight if acoustic else self.graph).astype(np.float64)
-        emitting = self.pdf >= 0
-        # closure[s]: states with emitting arcs (or final) that s reaches by epsilons.
-        out = _epsilon_arcs(self, weight)
-        useful = np.isfinite(self.final)
-        useful[self.src[emitting]] = True
-        closure: list[dict[int, float]] = [{} for _ in range(self.num_states)]
-        for state in range(self.num_states - 1, -1, -1):
-            reach = {state: 0.0} if useful[state] else {}
-            for dst, w in out.get(state, ()):
-                for end, more in closure[dst].items():
-                    reach[end] = np.logaddexp(reach.get(end, NEG_INF), w + more)
-            closure[state] = reach
-        arcs = [
-            (src, end, pdf, w + more)
-            for src, dst, pdf, w in zip(
-                self.src[emitting].tolist(),
-                self.dst[emitting].tolist(),
-                self.pdf[emitting].tolist(),
-                weight[emitting].tolist(),
-                strict=True,
-            )
-            for end, more in closure[dst].items()
-        ]
-        initial = np.full(self.num_states, NEG_INF)
-        for end, more in closure[0].items():
-            initial[end] = more
-        return _compact(Fsa.from_arcs(arcs, initial, self.final))
-
-
-def _compact(fsa: Fsa) -> Fsa:
-    from seqtrain.fsa.operations import connect
-
-    try:
-        return connect(fsa)
-    except FsaError:
-        raise LatticeError('No path of the lattice consumes frames.') from None
-
-
-def _epsilon_arcs(lattice: Lattice, weight: np.ndarray) -> dict[int, list[tuple[int, float]]]:
-    out: dict[int, list[tuple[int, float]]] = {}
-    for arc in np.flatnonzero(lattice.pdf < 0).tolist():
-        out.setdefault(int(lattice.src[arc]), []).append(
-            (int(lattice.dst[arc]), float(weight[arc]))
-        )
-    return out
+        fsa = to_fsa(self, self.weight if acoustic else self.graph)
+        if fsa is None:
+            raise LatticeError('No path of the lattice consumes frames.')
+        return fsa
