@@ -3,6 +3,7 @@
 import pytest
 
 from seqtrain.training import config as config_lib
+from seqtrain.training import experiment, monitor
 
 
 def tiny_config(cache_dir, **changes):
@@ -31,3 +32,24 @@ def cache_dir(tmp_path_factory):
 @pytest.fixture
 def make_config(cache_dir):
     return lambda **changes: tiny_config(cache_dir, **changes)
+
+
+@pytest.fixture
+def run_until_power_cut(monkeypatch):
+    """Runs an experiment and fails in a replica after so many updates."""
+
+    def run(config, workdir, updates):
+        real, seen = monitor.Monitor.add, []
+
+        def add(self, update):
+            real(self, update)
+            seen.append(update)
+            if len(seen) == updates:
+                raise RuntimeError('power cut')
+
+        with monkeypatch.context() as patched:
+            patched.setattr(monitor.Monitor, 'add', add)
+            with pytest.raises(RuntimeError, match='power cut'):
+                experiment.run(config, workdir, quiet=True)
+
+    return run

@@ -110,25 +110,9 @@ def _plain_loop(config):
     return params
 
 
-def run_until_power_cut(config, workdir, monkeypatch, updates):
-    """Runs an experiment and fails in a replica after so many updates."""
-    real, seen = monitor.Monitor.add, []
-
-    def add(self, update):
-        real(self, update)
-        seen.append(update)
-        if len(seen) == updates:
-            raise RuntimeError('power cut')
-
-    with monkeypatch.context() as patched:
-        patched.setattr(monitor.Monitor, 'add', add)
-        with pytest.raises(RuntimeError, match='power cut'):
-            experiment.run(config, workdir, quiet=True)
-
-
-def test_an_interrupted_run_goes_on_where_it_stood(make_config, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_stood(make_config, tmp_path, run_until_power_cut):
     config = make_config()
-    run_until_power_cut(config, tmp_path, monkeypatch, updates=9)
+    run_until_power_cut(config, tmp_path, updates=9)
     checkpoints = Checkpoints(tmp_path / 'checkpoints')
     position = checkpoints.latest()
     checkpoints.close()
@@ -231,12 +215,12 @@ def test_a_server_that_is_gone_is_reported(make_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('interrupted', [False, True])
-def test_replay_ends_with_the_same_bits(make_config, tmp_path, monkeypatch, interrupted):
+def test_replay_ends_with_the_same_bits(make_config, tmp_path, run_until_power_cut, interrupted):
     config = make_config(
         exchange__num_shards=2, model__dropout=0.1, data__spec_augment=True, exchange__rule='sgd'
     )
     if interrupted:
-        run_until_power_cut(config, tmp_path, monkeypatch, updates=7)
+        run_until_power_cut(config, tmp_path, updates=7)
     experiment.run(config, tmp_path, quiet=True)
     result = replay.run(tmp_path)
     assert result['identical']

@@ -1,0 +1,117 @@
+"""Tied states: a monophone run first, its end the beginning of the next, at any interruption."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from seqtrain.graphs import segments
+from seqtrain.training import assembly, experiment, monitor, recognizer, replay, start
+from seqtrain.training.workdir import Workdir
+
+TREE = {'graph__context': 'triphone', 'graph__num_tied': 60, 'graph__min_count': 8}
+COUNTS = {'graph__context': 'biphone', 'graph__tying': 'count', 'graph__min_count': 5}
+SHORT = {'bootstrap__mono_rounds': 1, 'bootstrap__rounds': 1, 'data__max_test': 2}
+
+
+@pytest.fixture
+def tied_start(make_config, tmp_path):
+    """A monophone run, and what a run with tied states makes of its end."""
+    config = make_config(**TREE, **SHORT, sequence__updates=0)
+    experiment.run(start.monophone_config(config), tmp_path / start.MONO, quiet=True)
+    with Workdir(tmp_path, config.to_dict()):
+        return config, start.begin(config, tmp_path)
+
+
+def test_a_wider_network_gives_the_same_likelihoods(tied_start, tmp_path):
+    config, begun = tied_start
+    mono = start.monophone_config(config)
+    topology = begun.data.topology
+    net, params = assembly.network(mono, begun.data.features.dim, 1 + max(topology.base_pdf))
+    params, position = recognizer.trained(mono, tmp_path / start.MONO, params)
+    features = np.stack([begun.data.features.features[0][:60]])
+    before, after = (
+        np.asarray(network(p, features, np.array([60])))
+        for network, p in ((net, params), (begun.network, begun.params))
+    )
+    assert topology.num_pdfs > before.shape[-1]
+    np.testing.assert_allclose(after, before[..., topology.base_pdf], rtol=1e-6)
+    assert position.updates == 4
+
+
+def test_the_alignments_keep_their_phones(tied_start):
+    _, begun = tied_start
+    data = begun.data
+    assert len(begun.labels) == len(data)
+    for labels, frames, text in zip(
+        begun.labels, data.output_lengths, data.features.texts, strict=True
+    ):
+        assert len(labels) == frames
+        phones = [part.phone for part in segments(labels, data.topology) if part.phone]
+        spoken = [data.lexicon.phone_ids[p] for p in data.lexicon.canonical(text)]
+        if len(phones) == len(spoken):  # a word may have other pronunciations
+            assert phones == spoken
+    assert max(int(labels.max()) for labels in begun.labels) < data.topology.num_pdfs
+
+
+def test_a_resumed_run_has_the_same_graphs(tied_start, tmp_path):
+    config, begun = tied_start
+    again = start.resume(config, tmp_path)
+    assert again.data.topology.content() == begun.data.topology.content()
+    assert again.data.graph_sizes == begun.data.graph_sizes
+    shapes = (jax.tree.map(np.shape, one.params) for one in (again, begun))
+    assert next(shapes) == next(shapes)
+
+
+def test_a_tied_run_from_recordings_to_the_report(make_config, tmp_path):
+    config = make_config(**COUNTS, **SHORT, bootstrap__updates=2, sequence__updates=2)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['mono']['updates']) == (4, 2)
+    rows = monitor.read_updates(tmp_path)
+    assert [row.stage for row in rows] == ['ce-0', 'ce-0', 'mmi', 'mmi']
+    assert max(row.metrics['row_sum'] for row in rows if row.stage == 'mmi') < 1e-4
+    assert result['skipped'] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tying', [COUNTS, TREE | {'graph__topology': 'hmm1'}])
+def test_a_tied_run_goes_on_from_any_point_and_replays(
+    make_config, tmp_path, run_until_power_cut, tying
+):
+    config = make_config(**tying, **SHORT, sequence__updates=4)
+    run_until_power_cut(config, tmp_path, updates=3)  # with monophones
+    assert not (tmp_path / start.MONO / 'result.json').exists()
+    run_until_power_cut(config, tmp_path, updates=7)  # one to go there, then tied ones
+    assert (tmp_path / start.MONO / 'result.json').exists()
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['mono']['updates']) == (8, 4)
+    assert len({row.stage for row in monitor.read_updates(tmp_path)}) == 2
+    files = json.loads((tmp_path / 'model' / 'model.json').read_text())
+    mono = json.loads((tmp_path / start.MONO / 'model' / 'model.json').read_text())
+    assert files['num_outputs'] > mono['num_outputs']
+    replayed = replay.run(tmp_path)
+    assert replayed['identical']
+    assert replayed['mono']['identical']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'graph__context': 'quinphone'}, 'choose one of mono, biphone, triphone'),
+        ({'graph__context': 'triphone', 'graph__tying': 'count'}, 'biphones only'),
+        ({'graph__context': 'biphone', 'graph__tying': 'hand'}, 'choose tree or count'),
+        ({'graph__context': 'biphone', 'graph__topology': 'ctc'}, 'CTC blanks'),
+        ({'graph__context': 'biphone', 'bootstrap__mono_rounds': 0}, 'Nothing to train'),
+    ],
+)
+def test_fields_that_contradict_each_other(make_config, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(make_config(**changes), tmp_path, quiet=True)
+
+
+def test_without_sequence_updates_cross_entropy_is_the_end(make_config, tmp_path):
+    config = make_config(bootstrap__rounds=1, sequence__updates=0, data__max_test=2)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['criterion'] == 'ce'
+    assert (result['updates'], result['wer']) == (4, result['wer_ce'])
