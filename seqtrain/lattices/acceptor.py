@@ -1,4 +1,4 @@
-"""A lattice as an epsilon-free acceptor over pdfs: what the devices sum over. Whole arrays at once."""
+"""A lattice as an epsilon-free acceptor over pdfs, which is what the devices sum over."""
 
 from __future__ import annotations
 

@@ -30,22 +30,36 @@ class LatticePair:
       numerator: paths of the reference.
       denominator: competing paths; contains the numerator.
       reason: why the utterance must be left out; empty where it need not.
+      found: what the search left of the decoding graph, without the paths of the reference.
     """
 
     numerator: Lattice | None
     denominator: Lattice | None
     reason: str = ''
+    found: Lattice | None = None
 
     @property
     def ok(self) -> bool:
         return not self.reason
 
-    def to_fsas(self, max_states: int, max_arcs: int, *, beam: float = 16.0) -> tuple[Fsa, Fsa]:
+    def to_fsas(
+        self,
+        max_states: int,
+        max_arcs: int,
+        *,
+        numerator_size: tuple[int, int] | None = None,
+        beam: float = 16.0,
+    ) -> tuple[Fsa, Fsa]:
         """Numerator and denominator as acceptors of at most the given sizes.
 
         For batches of one shape (`ops.pack_batch(..., num_states=, num_arcs=)`). Where they are
         larger both lattices are pruned with an ever smaller beam, from `beam` on; the numerator
         stays inside the denominator.
+
+        Args:
+          max_states, max_arcs: of both.
+          numerator_size: states and arcs of the numerator, where they are others.
+          beam: the widest.
 
         Raises:
           LatticeError: not even the best paths fit, or the pair is not `ok`.
@@ -53,15 +67,19 @@ class LatticePair:
         if self.numerator is None or self.denominator is None:
             raise LatticeError(f'There are no lattices: {self.reason}.')
         numerator, denominator = self.numerator, self.denominator
+        limits = numerator_size or (max_states, max_arcs), (max_states, max_arcs)
         while True:
             fsas = numerator.to_fsa(), denominator.to_fsa()
-            if all(f.num_states <= max_states and f.num_arcs <= max_arcs for f in fsas):
+            sizes = [(fsa.num_states, fsa.num_arcs) for fsa in fsas]
+            if all(
+                size[0] <= most[0] and size[1] <= most[1]
+                for size, most in zip(sizes, limits, strict=True)
+            ):
                 return fsas
             if beam < _LEAST_BEAM:
                 raise LatticeError(
-                    f'Even the best paths need {max(f.num_states for f in fsas)} states and '
-                    f'{max(f.num_arcs for f in fsas)} arcs; allow more than {max_states} and '
-                    f'{max_arcs}.'
+                    f'Even the best paths need {sizes} states and arcs in numerator and '
+                    f'denominator; allow more than {limits}.'
                 )
             numerator = prune(self.numerator, beam)
             denominator = union(prune(self.denominator, beam), numerator)
@@ -117,7 +135,7 @@ class LatticeGenerator:
         denominator = self.decode(log_likelihoods)
         if denominator is None:
             return LatticePair(None, None, 'no path within the beam')
-        return LatticePair(numerator, union(denominator, numerator))
+        return LatticePair(numerator, union(denominator, numerator), found=denominator)
 
     def _search(self, graph: SearchGraph, log_likelihoods: np.ndarray) -> Lattice | None:
         scores = np.asarray(log_likelihoods, np.float32)

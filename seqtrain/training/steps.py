@@ -57,6 +57,7 @@ class DeviceBatch:
       labels: i32[B, U], an alignment; −1: no label.
       numerators: packed numerator graphs.
       seed: u32[], of dropout.
+      denominators: packed denominator lattices; None where all share the lattice-free graph.
     """
 
     features: Any  # NumPy on the host, jax.Array on a device
@@ -64,6 +65,7 @@ class DeviceBatch:
     labels: Any
     numerators: ops.Graph
     seed: Any
+    denominators: ops.Graph | None = None
 
 
 Criterion = Callable[[jax.Array, jax.Array, DeviceBatch], tuple[jax.Array, Metrics]]
@@ -85,13 +87,16 @@ class SequenceConfig:
     """The criterion of the sequence stage and the weights of its terms.
 
     Attributes:
-      criterion: 'mmi', 'smbr' (frames with the right pdf) or 'mpe' (right phones), all on the
-        lattice-free denominator.
+      criterion: 'mmi', 'smbr' (frames with the right pdf) or 'mpe' (right phones), on the shared
+        denominator or on the batch's lattices.
       phone_of_pdf: the phone of every pdf, phone 0 silence; for `boost` and 'mpe'.
       boost: b of boosted MMI; 0 is plain MMI.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
       ce_weight: λ of F-smoothing, L = L_sequence + λ·L_CE (Su et al. 2013), per frame.
       output_l2: weight of ½·‖logits‖² per frame.
+      acoustic_scale: κ, on the logits.
+      one_silence_class: any silence pdf is right where the reference is silent; else never.
+      drop_below: see `losses.lf_mmi`; None keeps all frames.
     """
 
     criterion: str = 'mmi'
@@ -100,21 +105,33 @@ class SequenceConfig:
     leaky: float = 0.0
     ce_weight: float = 0.0
     output_l2: float = 0.0
+    acoustic_scale: float = 1.0
+    one_silence_class: bool = True
+    drop_below: float | None = None
 
     def __post_init__(self):
         if self.criterion not in ('mmi', 'smbr', 'mpe'):
             raise ValueError(f'criterion is {self.criterion!r}; choose mmi, smbr or mpe.')
         if self.boost and self.criterion != 'mmi':
             raise ValueError(f'boost belongs to mmi; the criterion is {self.criterion!r}.')
+        if self.drop_below is not None and self.criterion != 'mmi':
+            raise ValueError(f'drop_frames belongs to mmi; the criterion is {self.criterion!r}.')
 
 
 def sequence(
-    log_prior: Float[Array, 'P'], denominator: ops.Graph, config: SequenceConfig
+    log_prior: Float[Array, 'P'], denominator: ops.Graph | None, config: SequenceConfig
 ) -> Criterion:
-    """Minus the sequence criterion per frame, with its regularisers."""
+    """Minus the sequence criterion per frame, with its regularisers.
+
+    Args:
+      log_prior: for the cross-entropy of F-smoothing.
+      denominator: shared by all utterances; None takes the batch's lattices.
+      config: see there.
+    """
 
     def criterion(logits, lengths, batch):
-        out = _outcome(logits, lengths, batch, denominator, config)
+        graph = batch.denominators if denominator is None else denominator
+        out = outcome(logits, lengths, batch, graph, config)
         frames = _frames(jnp.where(out.valid, lengths, 0))
         scale = 1.0 / jnp.maximum(frames, 1)
         value = out.value.sum() * scale
@@ -129,10 +146,12 @@ def sequence(
     return criterion
 
 
-def _outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
+def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
+    """What the criterion alone says of every utterance."""
     phones = config.phone_of_pdf
     silence = [pdf for pdf, phone in enumerate(phones) if phone == 0]
-    options: dict[str, Any] = {'silence': silence, 'leaky': config.leaky}
+    common: dict[str, Any] = {'leaky': config.leaky, 'acoustic_scale': config.acoustic_scale}
+    options = {'silence': silence, 'one_silence_class': config.one_silence_class, **common}
     if config.criterion == 'smbr':
         return losses.smbr(logits, lengths, batch.labels, denominator, **options)
     if config.criterion == 'mpe':
@@ -145,9 +164,10 @@ def _outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> los
         lengths,
         batch.numerators,
         denominator,
-        leaky=config.leaky,
         boost=config.boost,
         accuracy=accuracy,
+        drop_below=config.drop_below,
+        **common,
     )
 
 
