@@ -1,12 +1,15 @@
 """Which backend runs: decided when a program is lowered for a platform, not when it is traced.
 
-One JAX primitive per kernel. Its lowering picks the C++ core on CPUs where it is built, and the
-portable program everywhere else and in exported modules (those must run where seqtrain is not
-installed). Its batching rule folds a vmapped axis into the batch.
+One JAX primitive per kernel. 'auto' is the C++ core on CPUs where it is built, the Triton kernels
+on CUDA GPUs that can run them, and the portable program everywhere else and in exported modules:
+those must run where seqtrain is not installed, on GPUs of any age, and JAX promises no
+compatibility for Triton calls. SEQTRAIN_BACKEND=xla in the environment makes 'auto' portable
+everywhere. The batching rule folds a vmapped axis into the batch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -15,15 +18,26 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from seqtrain.ops import cpu
+from seqtrain.ops import cpu, gpu
 from seqtrain.ops.graph import Graph
 
-BACKENDS = ('auto', 'xla', 'cpu')
+BACKENDS = ('auto', 'xla', 'cpu', 'gpu')
+
+_SETTING = 'SEQTRAIN_BACKEND'
 
 
-def backends() -> tuple[str, ...]:
-    """The backends that can run here: 'xla' always, 'cpu' where the C++ core is built."""
-    return ('xla', 'cpu') if cpu.available() else ('xla',)
+def backends(interpreted: bool = False) -> tuple[str, ...]:
+    """The backends that can run on JAX's default device: 'xla' always; 'cpu' on CPUs where the C++
+    core is built; 'gpu' on CUDA GPUs of compute capability 8.0 or more.
+
+    Args:
+      interpreted: counts 'gpu' in on CPUs, too, where its kernels run interpreted: right, and far
+        too slow for work.
+    """
+    on_cpu = jax.default_backend() == 'cpu'
+    native = on_cpu and cpu.available()
+    kernels = interpreted if on_cpu else gpu.available()
+    return ('xla', *(['cpu'] if native else []), *(['gpu'] if kernels else []))
 
 
 def check(backend: str) -> None:
@@ -38,18 +52,21 @@ def check(backend: str) -> None:
 
 
 class Kernel:
-    """A function of per-utterance arrays and a graph that exists portably and in C++.
+    """A function of per-utterance arrays and a graph, as every backend has it.
 
     Args:
       name: of the JAX primitive.
-      portable, native: called as f(*arrays, graph, leaky); every array and every result has a
-        leading axis B. The first array is the scores. `portable` is also told on_cpu=True or
-        False, because what is quick there is slow on an accelerator.
+      portable, native, device: for 'xla', 'cpu' and 'gpu', called as f(*arrays, graph, leaky);
+        every array and every result has a leading axis B. The first array is the scores.
+        `portable` is also told on_cpu=True or False, because what is quick there is slow on an
+        accelerator; `device` is told interpret=True where there is no GPU.
       results: from the shape of the scores to the shapes of the float32 results.
     """
 
-    def __init__(self, name: str, portable: Callable, native: Callable, results: Callable):
-        self._portable, self._native = portable, native
+    def __init__(
+        self, name: str, portable: Callable, native: Callable, device: Callable, results: Callable
+    ):
+        self._portable, self._native, self._device = portable, native, device
         self._results = results
         self._primitive = Primitive(name)
         self._primitive.multiple_results = True
@@ -70,19 +87,28 @@ class Kernel:
     def _lower(self, ctx, *operands, tree, leaky, backend):
         module = ctx.module_context
         exporting = getattr(module.lowering_parameters, 'for_export', False)
-        on_cpu = tuple(module.platforms) == ('cpu',)
-        if backend == 'cpu' and not on_cpu:
-            raise ValueError(f"backend='cpu' cannot run on {module.platforms}; use 'auto'.")
-        native = backend == 'cpu' or (
-            backend == 'auto' and on_cpu and not exporting and cpu.available()
-        )
-        chosen = self._native if native else partial(self._portable, on_cpu=on_cpu)
+        chosen = self._chosen(backend, tuple(module.platforms), exporting)
 
         def run(*flat):
             arrays, leaves = flat[: len(flat) - tree.num_leaves], flat[-tree.num_leaves :]
             return chosen(*arrays, jax.tree.unflatten(tree, leaves), leaky)
 
         return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+
+    def _chosen(self, backend: str, platforms: tuple[str, ...], exporting: bool) -> Callable:
+        on_cpu, on_cuda = platforms == ('cpu',), platforms == ('cuda',)
+        if (backend == 'cpu' and not on_cpu) or (backend == 'gpu' and not (on_cpu or on_cuda)):
+            raise ValueError(f"backend={backend!r} cannot run on {platforms}; use 'auto'.")
+        if backend == 'auto' and not exporting and os.environ.get(_SETTING) != 'xla':
+            if on_cpu and cpu.available():
+                backend = 'cpu'
+            elif on_cuda and gpu.available():
+                backend = 'gpu'
+        if backend == 'cpu':
+            return self._native
+        if backend == 'gpu':
+            return partial(self._device, interpret=on_cpu)
+        return partial(self._portable, on_cpu=on_cpu)
 
     def _batch(self, operands, axes, *, tree, leaky, backend):
         split = len(operands) - tree.num_leaves

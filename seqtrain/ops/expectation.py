@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import cpu, dispatch, forward_backward, layout, log_expectation
+from seqtrain.ops import cpu, dispatch, forward_backward, gpu, layout, log_expectation
 from seqtrain.ops.graph import Graph
 from seqtrain.types import Lengths, PerUtterance, Scores
 
@@ -33,7 +33,7 @@ def expected_accuracy(
       graph: shared or one per utterance.
       accuracy: f32[B, T, P], finite: what a path earns for pdf p in frame t. No gradient.
       leaky: coefficient of the leaky HMM; see `log_partition`.
-      backend: 'auto', 'xla' or 'cpu'.
+      backend: as in `log_partition`.
 
     Returns:
       value f32[B], E[A]; 0 where there is no path, NaN where a valid frame holds NaN or +inf
@@ -105,9 +105,20 @@ def _xla(scores, accuracy, lengths, graph: Graph, leaky: float, on_cpu: bool):
     return log_z, jnp.where(gone, 0.0, value), jnp.where(gone[:, None, None], 0.0, gradient)
 
 
+def _gpu(scores, accuracy, lengths, graph: Graph, leaky: float, interpret: bool):
+    def fast(clean, lengths):
+        return gpu.expectation(clean, accuracy, lengths, graph, leaky, interpret)
+
+    def slow(clean, lengths, graph, leaky):
+        return log_expectation.expectation(clean, accuracy, lengths, graph, leaky)
+
+    return forward_backward.settled(fast, slow, scores, lengths, graph, leaky)
+
+
 _kernel = dispatch.Kernel(
     'seqtrain_expectation',
     portable=_xla,
     native=cpu.expectation,
+    device=_gpu,
     results=lambda scores: (scores[:1], scores[:1], scores),
 )

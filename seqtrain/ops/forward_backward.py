@@ -1,6 +1,6 @@
 """The contract of the numeric core: sums over all paths of a graph, differentiable in the scores.
 
-Backends are chosen here; what they compute is in `scaled.py`, `log_domain.py` and `cpu/`.
+Backends are chosen here; what they compute is in `scaled.py`, `log_domain.py`, `cpu/`, `gpu/`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import cpu, dispatch, layout, log_domain, scaled
+from seqtrain.ops import cpu, dispatch, gpu, layout, log_domain, scaled
 from seqtrain.ops.graph import Graph
 from seqtrain.types import Lengths, PerUtterance, Scores
 
@@ -36,7 +36,8 @@ def log_partition(
       graph: from `pack` (shared) or `pack_batch` (one per utterance).
       leaky: coefficient of Kaldi's leaky HMM (Povey et al. 2016; chain-denominator.h): before
         every frame and after the last one, α(i) += leaky · initial(i) · Σ_j α(j). 0 is exact.
-      backend: 'auto' (C++ on CPUs where it is built, else 'xla'), 'xla' or 'cpu'.
+      backend: 'xla', 'cpu', 'gpu', or 'auto', the quickest that runs where the program does (see
+        `dispatch`).
 
     Returns:
       f32[B]. −inf where no path has that many frames, NaN where a valid frame holds NaN or +inf
@@ -111,28 +112,60 @@ def _run(scores, lengths, graph: Graph, leaky: float, backend: str):
 
 
 def _xla(scores, lengths, graph: Graph, leaky: float, on_cpu: bool):
-    clean, lengths, broken, hopeless = sift(scores, lengths, graph, leaky)
     dense = scaled.is_dense(graph, on_cpu)
-    log_z, gamma, trusted = scaled.forward_backward(clean, lengths, graph, leaky, dense)
-    redo = ~trusted & ~broken & ~hopeless
 
-    def again(log_z, gamma):
-        some = jnp.where(redo, lengths, 0)
-        log_z2, gamma2 = log_domain.forward_backward(clean, some, graph, leaky)
-        return jnp.where(redo, log_z2, log_z), jnp.where(redo[:, None, None], gamma2, gamma)
+    def fast(clean, lengths):
+        return scaled.forward_backward(clean, lengths, graph, leaky, dense)
 
-    log_z, gamma = jax.lax.cond(redo.any(), again, lambda *kept: kept, log_z, gamma)
-    broken = broken | layout.outside(graph, scores.shape[2])
-    log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
-    return log_z, jnp.where((broken | hopeless)[:, None, None], 0.0, gamma)
+    return settled(fast, log_domain.forward_backward, scores, lengths, graph, leaky)
+
+
+def _gpu(scores, lengths, graph: Graph, leaky: float, interpret: bool):
+    def fast(clean, lengths):
+        return gpu.forward_backward(clean, lengths, graph, leaky, interpret)
+
+    return settled(fast, log_domain.forward_backward, scores, lengths, graph, leaky)
 
 
 _kernel = dispatch.Kernel(
     'seqtrain_forward_backward',
     portable=_xla,
     native=cpu.forward_backward,
+    device=_gpu,
     results=lambda scores: (scores[:1], scores),
 )
+
+
+def settled(fast, slow, scores, lengths, graph: Graph, leaky: float):
+    """Runs what is fast, redoes what it does not trust, and marks what has no answer.
+
+    Args:
+      fast: f(clean scores, lengths) -> log_z f32[B], further results that are 0 where there is
+        nothing to say, trusted bool[B]. `lengths` is 0 for utterances that are out.
+      slow: f(clean scores, lengths, graph, leaky) -> the results without `trusted`; only runs if
+        an utterance needs it, and sees length 0 for the others.
+      scores, lengths, graph, leaky: as the caller gave them.
+
+    Returns:
+      log_z, with NaN and −inf where they belong, and the further results.
+    """
+    clean, lengths, broken, hopeless = sift(scores, lengths, graph, leaky)
+    *results, trusted = fast(clean, lengths)
+    redo = ~trusted & ~broken & ~hopeless
+
+    def again(*kept):
+        better = slow(clean, jnp.where(redo, lengths, 0), graph, leaky)
+        return tuple(_where(redo, new, old) for new, old in zip(better, kept, strict=True))
+
+    log_z, *rest = jax.lax.cond(redo.any(), again, lambda *kept: kept, *results)
+    broken = broken | layout.outside(graph, scores.shape[2])
+    log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
+    return log_z, *(_where(broken | hopeless, 0.0, x) for x in rest)
+
+
+def _where(choose, x, y):
+    """jnp.where by utterance, bool[B], along the first axis."""
+    return jnp.where(jnp.expand_dims(choose, tuple(range(1, y.ndim))), x, y)
 
 
 def sift(scores, lengths, graph: Graph, leaky: float):

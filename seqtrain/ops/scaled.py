@@ -66,7 +66,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
     """
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
     active = jnp.arange(scores.shape[1])[:, None] < lengths
-    emit, log_emit, in_range = _emissions(scores, active, view)
+    emit, log_emit, in_range = emissions(scores, active, view)
     prob = jnp.exp(view.weights(graph.weight))
     matrix = _matrix(graph, prob) if dense else None
     initial, final = (_per_state(view, w) for w in (graph.initial, graph.final))
@@ -95,7 +95,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
         outer = _from_states(view, beta, emit_t)
         gamma = view.add_at(inner * outer, _pdf(graph), view.num_pdfs)
         total = view.total(gamma)
-        ratio = total * _power_of_two(power_alpha + power_beta - power) / end
+        ratio = total * power_of_two(power_alpha + power_beta - power) / end
         new = _out_of_states(view, outer, prob, matrix)
         new, more = _rescaled(view, _leak_backward(view, new, initial, leaky))
         keep = view.spread(active_t)
@@ -114,7 +114,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
     return Pass(log_z, view.utterances_first(gamma), sound & ~layout.wide(graph))
 
 
-def _emissions(scores, active, view: layout.Layout):
+def emissions(scores, active, view: layout.Layout):
     """exp(scores − the largest used score of the frame), frames first; the sum of those largest
     scores; and whether every used score is within single precision of the largest."""
     used = layout.used_pdfs(view.graph, view.num_pdfs)
@@ -197,11 +197,16 @@ def _rescaled(view: layout.Layout, x):
     Powers of two make the scaling exact; their exponents add up without rounding, so that totals
     of utterances of any length can be compared.
     """
-    bits = jax.lax.bitcast_convert_type(view.total(x), jnp.int32) >> 23
-    exponent = jnp.where((bits > 0) & (bits < 255), bits - 127, 0)
-    return x * view.spread(_power_of_two(-exponent)), exponent
+    power = exponent(view.total(x))
+    return x * view.spread(power_of_two(-power)), power
 
 
-def _power_of_two(k):
+def exponent(x):
+    """k with 2^k ≤ x < 2^(k+1), i32; 0 where x is 0, not finite, or too small to be normal."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) >> 23
+    return jnp.where((bits > 0) & (bits < 255), bits - 127, 0)
+
+
+def power_of_two(k):
     """2^k for integers k, held within the range of normal floats."""
     return jax.lax.bitcast_convert_type((jnp.clip(k, -126, 127) + 127) << 23, jnp.float32)

@@ -70,4 +70,4 @@ def test_vmap_over_graphs_and_scores():
 
 
 def test_importing_ops_needs_no_device():
-    assert importlib.import_module('seqtrain.ops').BACKENDS == ('auto', 'xla', 'cpu')
+    assert importlib.import_module('seqtrain.ops').BACKENDS == ('auto', 'xla', 'cpu', 'gpu')
