@@ -1,19 +1,22 @@
-"""Alignments in seconds: words from phones, CTM, Praat TextGrid and Kaldi `ali` files, agreement.
+"""Alignments in seconds: phones, states and words of an alignment, agreement of two.
 
-An interval is a label with its start and end. Frames become seconds here and nowhere else.
+An interval is a label with its start and end. Frames become seconds here and nowhere else; files
+are in `seqtrain.graphs.alignment_files`.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import os
-import pathlib
+import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from seqtrain.graphs.alignment import Segment
 from seqtrain.graphs.lexicon import Lexicon, split_words
+from seqtrain.graphs.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,169 +28,176 @@ class Interval:
     end_s: float
 
 
+@dataclasses.dataclass(frozen=True)
+class FrameTimes:
+    """Where output frames lie in time.
+
+    Input frame t stands for the time from t to t+1 shifts (its window is centred in it). Output
+    frame u looks at input frame k·u for subsampling k, and the frames between two output frames
+    belong to the nearer one: u stands for the k shifts around the centre of input frame k·u. The
+    first and the last output frame reach to the ends of the utterance. So with k = 3 and 10 ms
+    frames the boundary before output frame u is at 30·u − 10 ms, not at 30·u.
+
+    Attributes:
+      num_frames: input frames.
+      shift_s: seconds per input frame.
+      subsampling: k, input frames per output frame.
+    """
+
+    num_frames: int
+    shift_s: float = 0.01
+    subsampling: int = 1
+
+    def boundary_s(self, frame: int) -> float:
+        """The time at which output frame `frame` begins; at the number of frames, the end."""
+        if frame <= 0:
+            return 0.0
+        end = self.num_frames * self.shift_s
+        if frame * self.subsampling >= self.num_frames:
+            return round(end, 6)
+        between = self.subsampling * frame - (self.subsampling - 1) / 2
+        return round(between * self.shift_s, 6)
+
+    def interval(self, label: str, first: int, end: int) -> Interval:
+        """A label on the output frames first, ..., end − 1."""
+        return Interval(label, self.boundary_s(first), self.boundary_s(end))
+
+
 def phone_intervals(
-    parts: Sequence[Segment], phones: Sequence[str], frame_shift_s: float
+    parts: Sequence[Segment], phones: Sequence[str], times: FrameTimes
 ) -> list[Interval]:
-    """Phones of an alignment; `frame_shift_s` is that of the network's output frames."""
+    """Phones of an alignment in seconds."""
     return [
-        Interval(
-            phones[part.phone],
-            round(part.start * frame_shift_s, 6),
-            round((part.start + part.frames) * frame_shift_s, 6),
-        )
-        for part in parts
+        times.interval(phones[part.phone], part.start, part.start + part.frames) for part in parts
     ]
 
 
-def word_intervals(
-    parts: Sequence[Segment], words: str | Sequence[str], lexicon: Lexicon, frame_shift_s: float
+def state_intervals(
+    parts: Sequence[Segment],
+    pdfs: Sequence[int] | np.ndarray,
+    topology: Topology,
+    phones: Sequence[str],
+    times: FrameTimes,
 ) -> list[Interval]:
-    """Words of an alignment: which pronunciation each one has follows from the phones.
+    """HMM states of an alignment in seconds, named PHONE_STATE with states from 0.
+
+    Args:
+      parts: phones of the alignment, from `segments`.
+      pdfs: the alignment.
+      topology: the HMMs.
+      phones: names by phone id.
+      times: of the frames.
+    """
+    slots = topology.slots()
+    result = []
+    for part in parts:
+        states = [slots[int(pdf)][1] for pdf in pdfs[part.start : part.start + part.frames]]
+        starts = [k for k, state in enumerate(states) if k == 0 or state != states[k - 1]]
+        for start, end in zip(starts, [*starts[1:], len(states)], strict=True):
+            name = f'{phones[part.phone]}_{states[start]}'
+            result.append(times.interval(name, part.start + start, part.start + end))
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class WordSpan:
+    """A word of an alignment: its phones are the segments first, ..., end − 1."""
+
+    word: str
+    first: int
+    end: int
+
+
+def spell(
+    parts: Sequence[Segment], words: str | Sequence[str], lexicon: Lexicon
+) -> tuple[list[Segment], list[WordSpan]]:
+    """Finds the words in the phones of an alignment; their pronunciations follow from the phones.
+
+    The 'hmm1' topology cannot tell two equal phones in a row apart, for instance where a word ends
+    and the next begins with one phone: such a segment is cut into equal parts.
 
     Args:
       parts: phones of the alignment, from `segments`.
       words: the transcript.
       lexicon: pronunciations; silence (phone 0) may stand between words.
-      frame_shift_s: seconds per output frame.
+
+    Returns:
+      The segments, one per spoken phone and silence, and the words.
 
     Raises:
       OovError: words without pronunciation.
-      ValueError: the phones do not spell the words. The 'hmm1' topology does that where a word ends
-        and the next begins with one phone, which its alignments cannot tell apart.
+      ValueError: the phones do not spell the words.
     """
     words = split_words(words)
     lexicon.check(words)
-    phones = [part.phone for part in parts]
-    spans = _spell(phones, words, lexicon)
-    if spans is None:
+    spoken = _spell([part.phone for part in parts], words, lexicon)
+    uses = collections.Counter(itertools.chain.from_iterable(spoken or []))
+    if spoken is None or any(parts[k].frames < count for k, count in uses.items()):
         raise ValueError(f'The phones of the alignment do not spell {" ".join(words)!r}.')
-    result = []
-    for word, (first, end) in zip(words, spans, strict=True):
-        last = parts[end - 1]
-        start_s = round(parts[first].start * frame_shift_s, 6)
-        end_s = round((last.start + last.frames) * frame_shift_s, 6)
-        result.append(Interval(word, start_s, end_s))
-    return result
+    cut: list[Segment] = []
+    for k, part in enumerate(parts):
+        count = max(1, uses[k])
+        bounds = [part.start + n * part.frames // count for n in range(count + 1)]
+        cut += [Segment(part.phone, a, b - a) for a, b in itertools.pairwise(bounds)]
+    place = (k for k, part in enumerate(cut) if part.phone)
+    spans = []
+    for word, phones in zip(words, spoken, strict=True):
+        own = [next(place) for _ in phones]
+        spans.append(WordSpan(word, own[0], own[-1] + 1))
+    return cut, spans
 
 
-def _spell(
-    phones: list[int], words: Sequence[str], lexicon: Lexicon
-) -> list[tuple[int, int]] | None:
-    """Where each word's phones stand, [first, end), or None. Depth first, dead ends remembered."""
+def _spell(phones: list[int], words: Sequence[str], lexicon: Lexicon) -> list[list[int]] | None:
+    """The segments of each word's phones, or None. Depth first, dead ends remembered."""
     dead: set[tuple[int, int]] = set()
 
-    def place(word: int, position: int) -> list[tuple[int, int]] | None:
-        while position < len(phones) and phones[position] == 0:
-            position += 1
+    def place(word: int, position: int) -> list[list[int]] | None:
+        spoken = position
+        while spoken < len(phones) and phones[spoken] == 0:
+            spoken += 1
         if word == len(words):
-            return [] if position == len(phones) else None
+            return [] if spoken == len(phones) else None
         if (word, position) in dead:
             return None
         for variant in lexicon.variants(words[word]):
-            end = position + len(variant)
-            if tuple(phones[position:end]) == variant:
-                rest = place(word + 1, end)
+            for begin in sorted({position, spoken}):
+                own = _match(phones, begin, variant)
+                rest = place(word + 1, own[-1] + 1) if own else None
                 if rest is not None:
-                    return [(position, end), *rest]
+                    return [own, *rest]
         dead.add((word, position))
         return None
 
     return place(0, 0)
 
 
-def write_ctm(path: str | os.PathLike, utterances: Mapping[str, Iterable[Interval]]) -> None:
-    """Writes a CTM file: `utterance channel start duration label`, sorted by utterance and time."""
-    lines = [
-        f'{utterance} 1 {part.start_s:.3f} {part.end_s - part.start_s:.3f} {part.label}\n'
-        for utterance, parts in sorted(utterances.items())
-        for part in sorted(parts, key=lambda part: part.start_s)
-    ]
-    pathlib.Path(path).write_text(''.join(lines), encoding='utf-8')
+def _match(phones: Sequence[int], position: int, variant: Sequence[int]) -> list[int]:
+    """The segments of a pronunciation from `position` on, [] where it is another one.
 
-
-def read_ctm(path: str | os.PathLike) -> dict[str, list[Interval]]:
-    """Reads a CTM file; a malformed line is a ValueError with file and line."""
-    result: dict[str, list[Interval]] = {}
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields or line.startswith(';;'):
-            continue
-        try:
-            utterance, _, start, duration, label = fields[:5]
-            part = Interval(label, float(start), float(start) + float(duration))
-        except ValueError:
-            raise ValueError(
-                f'{path}:{number}: {line!r} is not `utterance channel start duration label`.'
-            ) from None
-        result.setdefault(utterance, []).append(part)
-    return result
-
-
-def write_textgrid(
-    path: str | os.PathLike, tiers: Mapping[str, Sequence[Interval]], duration_s: float
-) -> None:
-    """Writes a Praat TextGrid (long text form) with one interval tier per entry.
-
-    Args:
-      path: the file.
-      tiers: intervals by tier name, in order of time; gaps become empty intervals.
-      duration_s: of the recording.
+    A phone may share the segment of an equal phone just before it.
     """
-    lines = [
-        'File type = "ooTextFile"',
-        'Object class = "TextGrid"',
-        '',
-        'xmin = 0',
-        f'xmax = {duration_s:.6g}',
-        'tiers? <exists>',
-        f'size = {len(tiers)}',
-        'item []:',
+    own: list[int] = []
+    for phone in variant:
+        if position < len(phones) and phones[position] == phone:
+            position += 1
+        elif not position or phones[position - 1] != phone:
+            return []
+        own.append(position - 1)
+    return own
+
+
+def word_intervals(
+    spans: Sequence[WordSpan], parts: Sequence[Segment], times: FrameTimes
+) -> list[Interval]:
+    """Words of an alignment in seconds, from what `spell` returned."""
+    return [
+        times.interval(
+            span.word,
+            parts[span.first].start,
+            parts[span.end - 1].start + parts[span.end - 1].frames,
+        )
+        for span in spans
     ]
-    for number, (name, parts) in enumerate(tiers.items(), start=1):
-        filled = _without_gaps(parts, duration_s)
-        lines += [
-            f'    item [{number}]:',
-            '        class = "IntervalTier"',
-            f'        name = "{_quoted(name)}"',
-            '        xmin = 0',
-            f'        xmax = {duration_s:.6g}',
-            f'        intervals: size = {len(filled)}',
-        ]
-        for index, part in enumerate(filled, start=1):
-            lines += [
-                f'        intervals [{index}]:',
-                f'            xmin = {part.start_s:.6g}',
-                f'            xmax = {part.end_s:.6g}',
-                f'            text = "{_quoted(part.label)}"',
-            ]
-    pathlib.Path(path).write_text('\n'.join(lines) + '\n', encoding='utf-8')
-
-
-def write_alignments(
-    path: str | os.PathLike, alignments: Mapping[str, Sequence[int] | np.ndarray]
-) -> None:
-    """Writes pdfs per frame as a Kaldi text archive of integer vectors: `utterance 3 3 7 ...`."""
-    lines = [
-        f'{utterance} {" ".join(str(int(pdf)) for pdf in pdfs)}\n'
-        for utterance, pdfs in sorted(alignments.items())
-    ]
-    pathlib.Path(path).write_text(''.join(lines), encoding='utf-8')
-
-
-def read_alignments(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `write_alignments` wrote: i32[T] by utterance."""
-    result = {}
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, start=1):
-        utterance, _, pdfs = line.strip().partition(' ')
-        if not utterance:
-            continue
-        try:
-            result[utterance] = np.array([int(pdf) for pdf in pdfs.split()], np.int32)
-        except ValueError:
-            raise ValueError(f'{path}:{number}: not a vector of integers.') from None
-    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,13 +205,18 @@ class Agreement:
     """How far boundaries of two alignments lie apart.
 
     Attributes:
-      utterances: compared: both have them, with the same labels.
-      skipped: in both, but with different labels.
-      differences_s: f64[n], found minus given, of every start and of the last end.
+      utterances: that both have.
+      equal: those of them with the same labels from beginning to end.
+      labels: labels of the given alignment, silences left out.
+      matched: those of them in stretches where the found labels are the same.
+      differences_s: f64[n], found minus given, of every start whose labels before and after agree,
+        and of the utterance's end.
     """
 
     utterances: int
-    skipped: int
+    equal: int
+    labels: int
+    matched: int
     differences_s: np.ndarray
 
     def within(self, tolerance_s: float) -> float:
@@ -217,35 +232,43 @@ def agreement(
     *,
     ignore: Iterable[str] = ('SIL',),
 ) -> Agreement:
-    """Compares boundaries where both alignments have the same labels, silences left out."""
+    """Compares boundaries in the stretches where both alignments have the same labels.
+
+    A boundary is the start of a label after another one, with any silence between them, or the
+    utterance's first start or last end. It is compared where the labels on both its sides (the
+    utterance's end is one, too) stand next to each other in both alignments.
+
+    Args:
+      found, given: intervals in order of time, by utterance.
+      ignore: labels that are left out: silences.
+    """
     silent = set(ignore)
     differences: list[float] = []
-    utterances = skipped = 0
-    for utterance in sorted(set(found) & set(given)):
+    equal = labels = matched = 0
+    shared = sorted(set(found) & set(given))
+    for utterance in shared:
         left, right = (
             [part for part in side[utterance] if part.label not in silent]
             for side in (found, given)
         )
-        if [part.label for part in left] != [part.label for part in right] or not left:
-            skipped += 1
-            continue
-        utterances += 1
-        differences += [a.start_s - b.start_s for a, b in zip(left, right, strict=True)]
-        differences.append(left[-1].end_s - right[-1].end_s)
-    return Agreement(utterances, skipped, np.array(differences))
+        pairs = _same_stretches(left, right)
+        labels, matched = labels + len(right), matched + len(pairs)
+        equal += len(pairs) == len(left) == len(right)
+        ends = {(-1, -1), (len(left), len(right))}
+        known = ends | set(pairs)
+        for i, j in [*pairs, (len(left), len(right))]:
+            if (i - 1, j - 1) not in known or not pairs:
+                continue
+            if i < len(left):
+                differences.append(left[i].start_s - right[j].start_s)
+            else:
+                differences.append(left[-1].end_s - right[-1].end_s)
+    return Agreement(len(shared), equal, labels, matched, np.array(differences))
 
 
-def _without_gaps(parts: Sequence[Interval], duration_s: float) -> list[Interval]:
-    filled, time = [], 0.0
-    for part in parts:
-        if part.start_s > time + 1e-6:
-            filled.append(Interval('', time, part.start_s))
-        filled.append(part)
-        time = part.end_s
-    if duration_s > time + 1e-6:
-        filled.append(Interval('', time, duration_s))
-    return filled
-
-
-def _quoted(text: str) -> str:
-    return text.replace('"', '""')
+def _same_stretches(left: Sequence[Interval], right: Sequence[Interval]) -> list[tuple[int, int]]:
+    """Pairs (i, j) of equal labels, growing in both, by longest common stretches."""
+    names = [[part.label for part in side] for side in (left, right)]
+    matcher = difflib.SequenceMatcher(None, names[0], names[1], autojunk=False)
+    blocks = matcher.get_matching_blocks()
+    return [(block.a + k, block.b + k) for block in blocks for k in range(block.size)]

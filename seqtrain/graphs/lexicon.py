@@ -119,6 +119,15 @@ class Lexicon:
             raise LexiconError(f'{path}: no entries; lines are `WORD phone phone ...`.')
         return cls.from_dict(entries, phones=phones, silence=silence)
 
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes what `read` reads; the order of the phones is told to `read` again."""
+        lines = [
+            f'{word} {" ".join(phones)}\n'
+            for word, variants in self.pronunciations.items()
+            for phones in variants
+        ]
+        pathlib.Path(path).write_text(''.join(lines), encoding='utf-8')
+
     def of_phones(self) -> Lexicon:
         """The lexicon whose words are the phones themselves (without silence), to decode phones."""
         spoken = {phone: [(phone,)] for phone in self.phones if phone != self.silence}

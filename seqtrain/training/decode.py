@@ -33,7 +33,8 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
-        files, graphs = recognizer.ModelFiles.read(workdir.path / 'model')
+        files = recognizer.ModelFiles.read(workdir.path / 'model')
+        graph = files.graph(workdir.path / 'model', 'word')
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, _ = recognizer.trained(config, workdir.path, params)
         records = list(kaldi.read_dir(data))
@@ -44,7 +45,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         for skipped in features.skipped:
             logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
         search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
-        recognize = recognizer.Recognizer(network, Decoder(graphs['word'], **search))
+        recognize = recognizer.Recognizer(network, Decoder(graph, **search))
         started = time.perf_counter()
         hypotheses = recognize(params, features)
         seconds = time.perf_counter() - started

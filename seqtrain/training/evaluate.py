@@ -148,9 +148,13 @@ def _recognizers(
     if config.decode.phone_error_rate:
         graphs['phone'] = recognizer.phone_graph(texts, data.lexicon, data.topology)
     files = recognizer.ModelFiles(
-        data.features.dim, data.topology.num_pdfs, data.features.sample_rate, tuple(graphs)
+        data.features.dim,
+        data.topology.num_pdfs,
+        data.features.sample_rate,
+        tuple(graphs),
+        data.lexicon.phones,
     )
-    files.write(workdir.sub('model'), graphs)
+    files.write(workdir.sub('model'), graphs, data.lexicon)
     network, _ = assembly.network(config, files.num_inputs, files.num_outputs)
     search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
     return {

@@ -117,7 +117,7 @@ def training_data(
     """
     features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
     topology = topology or graph_config.monophones(len(lexicon.phones))
-    features = _usable(features, lexicon, topology, subsampling)
+    features = usable(features, lexicon, topology, subsampling)
     phone_lm = _phone_lm(features.texts, lexicon, graph_config)
     made = {
         text: numerator(
@@ -138,19 +138,22 @@ def training_data(
         graphs,
         denominator(phone_lm, topology),
         buckets,
-        _graph_sizes(buckets, features.num_frames, graphs),
+        graph_sizes(buckets, features.num_frames, graphs),
         lexicon,
         topology,
         subsampling,
     )
 
 
-def _usable(
+def usable(
     features: FeatureSet, lexicon: Lexicon, topology: Topology, subsampling: int
 ) -> FeatureSet:
     """Leaves out what has words that the lexicon lacks, or too few frames for its words.
 
     This comes before the phone model: a transcript that is left out must not be counted in it.
+
+    Raises:
+      DataError: nothing is left.
     """
     needed: dict[str, int | OovError] = {}
     keep, skipped = [], []
@@ -168,7 +171,7 @@ def _usable(
     if not keep:
         reasons = [*features.skipped, *skipped]
         first = reasons[0].reason if reasons else 'there are no recordings'
-        raise DataError(f'No usable training utterance is left. The first was skipped: {first}')
+        raise DataError(f'No usable utterance is left. The first was skipped: {first}')
     return features.select(keep, skipped)
 
 
@@ -196,7 +199,7 @@ def _phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> Ph
     return PhoneLm.estimate(phones, lexicon.phones, order=config.phone_lm_order)
 
 
-def _graph_sizes(buckets: Buckets, num_frames, graphs: Sequence[Fsa]) -> list[tuple[int, int]]:
+def graph_sizes(buckets: Buckets, num_frames, graphs: Sequence[Fsa]) -> list[tuple[int, int]]:
     """The largest numerator of each bucket; a longer bucket also takes the rest of shorter ones."""
     sizes = [(1, 1)] * len(buckets.shapes)
     for length, graph in zip(num_frames, graphs, strict=True):

@@ -1,7 +1,7 @@
 """A trained network as a recogniser: features to hypotheses.
 
-It stands in `workdir/model/` (decoding graphs, shapes, sample rate) beside the checkpoints, so that
-decoding needs neither the training data nor its lexicon.
+It stands in `workdir/model/` (decoding graphs, lexicon, shapes, sample rate) beside the
+checkpoints, so that decoding needs neither the training data nor its lexicon.
 """
 
 from __future__ import annotations
@@ -33,23 +33,38 @@ class ModelFiles:
       num_inputs, num_outputs: of the network.
       sample_rate: Hz that recordings must have; 0 where features were given.
       units: names of the decoding graphs, 'word' first.
+      phones: names by phone id.
     """
 
     num_inputs: int
     num_outputs: int
     sample_rate: int
     units: tuple[str, ...]
+    phones: tuple[str, ...]
 
-    def write(self, folder: pathlib.Path, graphs: dict[str, DecodingGraph]) -> None:
+    def write(
+        self, folder: pathlib.Path, graphs: dict[str, DecodingGraph], lexicon: Lexicon
+    ) -> None:
         for unit, graph in graphs.items():
             graph.write(folder / f'{unit}.fst')
+        lexicon.write(folder / 'lexicon.txt')
         (folder / 'model.json').write_text(json.dumps(dataclasses.asdict(self), indent=2) + '\n')
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> tuple[ModelFiles, dict[str, DecodingGraph]]:
-        fields = json.loads((folder / 'model.json').read_text())
-        files = cls(**{**fields, 'units': tuple(fields['units'])})
-        return files, {unit: DecodingGraph.read(folder / f'{unit}.fst') for unit in files.units}
+    def read(cls, folder: pathlib.Path) -> ModelFiles:
+        """Reads what `write` wrote; WorkdirError where the run has not come so far yet."""
+        file = folder / 'model.json'
+        if not file.is_file():
+            raise WorkdirError(f'{file} is not there yet: let launch/train.py run.')
+        fields = json.loads(file.read_text())
+        lists = {name: tuple(fields[name]) for name in ('units', 'phones')}
+        return cls(**{**fields, **lists})
+
+    def graph(self, folder: pathlib.Path, unit: str) -> DecodingGraph:
+        return DecodingGraph.read(folder / f'{unit}.fst')
+
+    def lexicon(self, folder: pathlib.Path) -> Lexicon:
+        return Lexicon.read(folder / 'lexicon.txt', phones=self.phones, silence=self.phones[0])
 
 
 def trained(

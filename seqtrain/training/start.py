@@ -98,14 +98,18 @@ def begin(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
 
 def resume(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
     """Data and network of a run that has a checkpoint: no alignments, parameters of no meaning."""
-    topology = None
-    if is_tied(config):
-        phones = len(assembly.load_lexicon(config.data).phones)
-        base = assembly.graph_config(config).monophones(phones)
-        topology = TiedTopology.read(folder / 'model' / 'tying.npz', base)
-    data = assembly.training_data(config, topology)
+    made = topology(config, len(assembly.load_lexicon(config.data).phones), folder)
+    data = assembly.training_data(config, made)
     network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
     return Start(data, network, params, [])
+
+
+def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib.Path) -> Topology:
+    """The topology of a run that has begun."""
+    base = assembly.graph_config(config).monophones(num_phones)
+    if not is_tied(config):
+        return base
+    return TiedTopology.read(folder / 'model' / 'tying.npz', base)
 
 
 def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
@@ -121,14 +125,14 @@ def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
         devices.replica_devices(mono.exchange.num_replicas),
         parts(mono, data),
     )
-    topology = tie(config.graph, data, labels)
+    tied = tie(config.graph, data, labels)
     (folder / 'model').mkdir(exist_ok=True)
-    topology.write(folder / 'model' / 'tying.npz')
-    logger.info('%d tied pdfs for %d monophone ones.', topology.num_pdfs, data.topology.num_pdfs)
-    tied_labels = [relabel(one, data.topology, topology) for one in labels]
-    tied_data = assembly.training_data(config, topology)
-    net, fresh = assembly.network(config, data.features.dim, topology.num_pdfs)
-    return Start(tied_data, net, widen(params, fresh, topology.base_pdf), tied_labels)
+    tied.write(folder / 'model' / 'tying.npz')
+    logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, data.topology.num_pdfs)
+    tied_labels = [relabel(one, data.topology, tied) for one in labels]
+    tied_data = assembly.training_data(config, tied)
+    net, fresh = assembly.network(config, data.features.dim, tied.num_pdfs)
+    return Start(tied_data, net, widen(params, fresh, tied.base_pdf), tied_labels)
 
 
 def tie(

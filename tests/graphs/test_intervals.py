@@ -1,5 +1,6 @@
 """Words from phones, CTM, TextGrid and alignment files, agreement of boundaries."""
 
+import itertools
 import re
 
 import numpy as np
@@ -7,16 +8,22 @@ import pytest
 
 from seqtrain.graphs import Lexicon, OovError, Topology, segments, uniform_alignment
 from seqtrain.graphs.alignment import Segment
-from seqtrain.graphs.intervals import (
-    Interval,
-    agreement,
-    phone_intervals,
+from seqtrain.graphs.alignment_files import (
+    CtmError,
     read_alignments,
     read_ctm,
-    word_intervals,
     write_alignments,
     write_ctm,
     write_textgrid,
+)
+from seqtrain.graphs.intervals import (
+    FrameTimes,
+    Interval,
+    agreement,
+    phone_intervals,
+    spell,
+    state_intervals,
+    word_intervals,
 )
 
 
@@ -29,20 +36,42 @@ def parts_of(phones, frames=10):
     return [Segment(phone, index * frames, frames) for index, phone in enumerate(phones)]
 
 
+def words_of(parts, text, lexicon, times=None):
+    parts, spans = spell(parts, text, lexicon)
+    return word_intervals(spans, parts, times or FrameTimes(10_000))
+
+
+@pytest.mark.parametrize('subsampling', [1, 2, 3])
+def test_an_input_frame_lies_in_the_output_frame_whose_centre_is_nearest(subsampling):
+    num_frames = 40
+    times = FrameTimes(num_frames, 0.01, subsampling)
+    outputs = -(-num_frames // subsampling)
+    bounds = [times.boundary_s(u) for u in range(outputs + 1)]
+    assert (bounds[0], bounds[-1]) == (0.0, 0.4)
+    for u in range(outputs):
+        centre = 0.01 * (subsampling * u + 0.5)
+        for edge, neighbour in ((bounds[u], u - 1), (bounds[u + 1], u + 1)):
+            if 0 <= neighbour < outputs:
+                other = 0.01 * (subsampling * neighbour + 0.5)
+                assert abs(edge - centre) == pytest.approx(abs(edge - other))
+
+
 def test_phones_in_seconds(lexicon):
-    found = phone_intervals([Segment(0, 0, 3), Segment(2, 3, 4)], lexicon.phones, 0.03)
-    assert found == [Interval('SIL', 0.0, 0.09), Interval('b', 0.09, 0.21)]
+    found = phone_intervals(
+        [Segment(0, 0, 3), Segment(2, 3, 4)], lexicon.phones, FrameTimes(21, 0.01, 3)
+    )
+    assert found == [Interval('SIL', 0.0, 0.08), Interval('b', 0.08, 0.21)]
 
 
 def test_words_take_the_pronunciation_that_fits(lexicon):
     # "a b b": x must be "a" (y = "b b") or "a b" (y = "b"); the first that fits is taken.
     spoken = [0, 1, 2, 2, 0]
-    assert word_intervals(parts_of(spoken), 'x y', lexicon, 0.01) == [
+    assert words_of(parts_of(spoken), 'x y', lexicon) == [
         Interval('x', 0.1, 0.2),
         Interval('y', 0.2, 0.4),
     ]
     # A silence after "a b" rules the first reading out.
-    assert word_intervals(parts_of([1, 2, 0, 2]), 'x y', lexicon, 0.01) == [
+    assert words_of(parts_of([1, 2, 0, 2]), 'x y', lexicon) == [
         Interval('x', 0.0, 0.2),
         Interval('y', 0.3, 0.4),
     ]
@@ -53,18 +82,52 @@ def test_words_of_a_whole_alignment():
     topology = Topology.make('chain', 6)
     phones = [0, *lexicon.variants('yes')[0], *lexicon.variants('no')[0], 0]
     parts = segments(uniform_alignment(phones, topology, 70), topology)
-    assert word_intervals(parts, 'yes no', lexicon, 0.03) == [
-        Interval('yes', 0.3, 1.2),
-        Interval('no', 1.2, 1.8),
+    assert words_of(parts, 'yes no', lexicon, FrameTimes(210, 0.01, 3)) == [
+        Interval('yes', 0.29, 1.19),
+        Interval('no', 1.19, 1.79),
     ]
 
 
 @pytest.mark.parametrize('phones', [[1], [1, 2, 2, 2, 2], [2, 1], [1, 0, 2, 2, 1], []])
 def test_phones_that_do_not_spell_the_words(lexicon, phones):
     with pytest.raises(ValueError, match="do not spell 'x y'"):
-        word_intervals(parts_of(phones), 'x y', lexicon, 0.01)
+        spell(parts_of(phones), 'x y', lexicon)
     with pytest.raises(OovError, match='q'):
-        word_intervals(parts_of(phones), 'x q', lexicon, 0.01)
+        spell(parts_of(phones), 'x q', lexicon)
+
+
+def test_a_segment_of_equal_phones_is_cut_where_words_meet():
+    topology = Topology.make('hmm1', 3)
+    parts = segments([0, 1, 1, 2, 2, 2, 2, 2, 2, 0], topology)
+    words = Lexicon.from_dict({'z': 'a b', 'y': 'b b'})
+    cut, spans = spell(parts, 'z y', words)
+    assert [(part.phone, part.start, part.frames) for part in cut] == [
+        (0, 0, 1),
+        (1, 1, 2),
+        (2, 3, 2),
+        (2, 5, 2),
+        (2, 7, 2),
+        (0, 9, 1),
+    ]
+    assert word_intervals(spans, cut, FrameTimes(10)) == [
+        Interval('z', 0.01, 0.05),
+        Interval('y', 0.05, 0.09),
+    ]
+    with pytest.raises(ValueError, match="do not spell 'z y'"):
+        spell(segments([1, 2, 2], topology), 'z y', words)
+
+
+def test_states_in_seconds():
+    topology = Topology.make('hmm3', 2)
+    pdfs = np.array([0, 1, 1, 2, 3, 4, 5, 5, 3, 4, 5])
+    found = state_intervals(segments(pdfs, topology), pdfs, topology, ('SIL', 'a'), FrameTimes(11))
+    assert [part.label for part in found] == [
+        *('SIL_0', 'SIL_1', 'SIL_2'),
+        *('a_0', 'a_1', 'a_2'),
+        *('a_0', 'a_1', 'a_2'),
+    ]
+    assert found[1] == Interval('SIL_1', 0.01, 0.03)
+    assert all(a.end_s == b.start_s for a, b in itertools.pairwise(found))
 
 
 def test_ctm_round_trip(tmp_path):
@@ -74,7 +137,7 @@ def test_ctm_round_trip(tmp_path):
     assert text == 'u1 1 0.000 0.120 a\nu2 1 0.500 0.250 b\n'
     assert read_ctm(tmp_path / 'a.ctm') == utterances
     (tmp_path / 'a.ctm').write_text(';; comment\nu1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')
-    with pytest.raises(ValueError, match=r'a\.ctm:3'):
+    with pytest.raises(CtmError, match=r'a\.ctm:3'):
         read_ctm(tmp_path / 'a.ctm')
 
 
@@ -124,7 +187,21 @@ def test_agreement_by_hand():
         'u2': [Interval('b', 0.0, 0.3)],
     }
     result = agreement(found, given)
-    assert (result.utterances, result.skipped) == (1, 1)
+    assert (result.utterances, result.equal) == (2, 1)
+    assert (result.labels, result.matched) == (3, 2)
     np.testing.assert_allclose(result.differences_s, [0.03, 0.05, 0.0], atol=1e-9)
     assert result.within(0.03) == pytest.approx(2 / 3)
     assert agreement({}, given).within(0.03) == 0.0
+
+
+def test_agreement_in_stretches():
+    def spoken(labels, shift_s=0.0):
+        return [Interval(label, i + shift_s, i + 1.0 + shift_s) for i, label in enumerate(labels)]
+
+    # a b | x or y | c d: between b and c nothing can be compared, b|x and y|c differ.
+    result = agreement({'u': spoken('abxcd', 0.5)}, {'u': spoken('abycd')})
+    assert (result.equal, result.labels, result.matched) == (0, 5, 4)
+    np.testing.assert_allclose(result.differences_s, [0.5] * 4)  # start, a|b, c|d, end
+    # One more label: its neighbours no longer stand next to each other.
+    result = agreement({'u': spoken('abc')}, {'u': spoken('ac')})
+    assert (result.labels, result.matched, len(result.differences_s)) == (2, 2, 2)

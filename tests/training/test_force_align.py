@@ -1,0 +1,120 @@
+"""Forced alignment of a data directory: files, times, what is skipped, agreement, bad input."""
+
+import re
+
+import numpy as np
+import pytest
+
+from seqtrain.data.utterance import DataError
+from seqtrain.graphs import alignment_files, intervals
+from seqtrain.training import assembly, experiment, force_align
+from seqtrain.training.workdir import WorkdirError
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, make_config):
+    """A short run, and its test set."""
+    folder = tmp_path_factory.mktemp('align')
+    config = make_config(bootstrap__rounds=1, sequence__updates=0, data__max_test=3)
+    experiment.run(config, folder / 'run', quiet=True)
+    return folder / 'run', assembly.load_split(config.data, 'test')
+
+
+def kaldi_copy(utterances, folder, texts=()):
+    """The utterances as a Kaldi data directory, some with another transcript."""
+    folder.mkdir()
+    lists = {'wav.scp': [], 'text': [], 'utt2spk': []}
+    for utterance in utterances:
+        audio = folder / f'{utterance.id}.flac'
+        audio.write_bytes(utterance.audio)
+        lists['wav.scp'].append(f'{utterance.id} {audio}')
+        lists['text'].append(f'{utterance.id} {dict(texts).get(utterance.id, utterance.text)}')
+        lists['utt2spk'].append(f'{utterance.id} {utterance.speaker}')
+    for name, lines in lists.items():
+        (folder / name).write_text('\n'.join(sorted(lines)) + '\n')
+    return folder
+
+
+def test_files_agree_with_each_other(trained, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    result = force_align.run(run, str(data), str(tmp_path / 'out'))
+    assert (result['utterances'], result['skipped']) == (3, 0)
+    out = tmp_path / 'out'
+    words, phones, states = (
+        alignment_files.read_ctm(out / f'{kind}.ctm') for kind in ('words', 'phones', 'states')
+    )
+    names = [line.split()[0] for line in (out / 'phones.txt').read_text().splitlines()]
+    frames = alignment_files.read_alignments(out / 'phones.ark')
+    pdfs = alignment_files.read_alignments(out / 'ali.ark')
+    for utterance in utterances:
+        spoken, name = phones[utterance.id], utterance.id
+        assert ' '.join(part.label for part in words[name]) == utterance.text
+        assert spoken[0].start_s == 0.0
+        ends = {round(part.end_s, 3) for part in spoken}
+        assert {round(part.end_s, 3) for part in words[name]} <= ends
+        assert ends <= {round(part.end_s, 3) for part in states[name]}
+        assert len(frames[name]) == len(pdfs[name])
+        changes = [names[k] for k, _ in _runs(frames[name])]
+        assert changes == [label for label, _ in _runs([part.label for part in spoken])]
+        text = (out / 'textgrid' / f'{name}.TextGrid').read_text()
+        assert re.findall(r'name = "(.*)"', text) == ['words', 'phones', 'states']
+        assert f'xmax = {spoken[-1].end_s:.6g}' in text
+
+
+def _runs(values):
+    values = list(values)
+    starts = [0, *(1 + np.flatnonzero(np.array(values[1:]) != np.array(values[:-1])))]
+    return [(values[start], start) for start in starts]
+
+
+def test_bad_utterances_are_named_and_the_others_aligned(trained, tmp_path, caplog):
+    run, utterances = trained
+    first, second, third = (u.id for u in utterances)
+    texts = {first: 'zero perhaps', second: ' '.join(['seven'] * 300)}
+    bad = kaldi_copy(utterances, tmp_path / 'bad', texts)
+    result = force_align.run(run, str(bad), str(tmp_path / 'out'))
+    assert (result['utterances'], result['skipped']) == (1, 2)
+    assert f'Skipped {first}' in caplog.text
+    assert 'perhaps' in caplog.text
+    assert 'too short by' in caplog.text
+    good = kaldi_copy(utterances, tmp_path / 'good')
+    force_align.run(run, str(good), str(tmp_path / 'all'))
+    alone, among = (
+        alignment_files.read_ctm(tmp_path / one / 'phones.ctm') for one in ('out', 'all')
+    )
+    assert alone[third] == among[third]
+    only = kaldi_copy(utterances[:1], tmp_path / 'only', texts)
+    with pytest.raises(DataError, match='perhaps'):
+        force_align.run(run, str(only), str(tmp_path / 'none'))
+
+
+def test_agreement_with_a_reference(trained, tmp_path):
+    run, utterances = trained
+    data = str(kaldi_copy(utterances, tmp_path / 'data'))
+    out = tmp_path / 'out'
+    force_align.run(run, data, str(out))
+    shifted = {
+        name: [intervals.Interval(p.label, p.start_s + 0.02, p.end_s + 0.02) for p in parts]
+        for name, parts in alignment_files.read_ctm(out / 'phones.ctm').items()
+    }
+    alignment_files.write_ctm(tmp_path / 'shifted.ctm', shifted)
+    reference = {'reference': str(tmp_path / 'shifted.ctm')}
+    found = force_align.run(run, data, str(out), **reference)['agreement']
+    assert (found['utterances'], found['equal_utterances']) == (3, 3)
+    assert found['phones'] == found['matched_phones'] == found['boundaries'] - 3
+    assert (found['within'], found['mean_ms']) == (1.0, pytest.approx(-20))
+    found = force_align.run(run, data, str(out), **reference, tolerance_ms=10)['agreement']
+    assert found['within'] == 0.0
+
+
+def test_bad_input_says_what_to_do(trained, tmp_path):
+    run, utterances = trained
+    data = str(kaldi_copy(utterances, tmp_path / 'data'))
+    (tmp_path / 'bad.ctm').write_text('u1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')
+    with pytest.raises(alignment_files.CtmError, match=r'bad\.ctm:2'):
+        force_align.run(run, data, str(tmp_path / 'o'), reference=str(tmp_path / 'bad.ctm'))
+    with pytest.raises(FileNotFoundError, match='no such CTM'):
+        force_align.run(run, data, str(tmp_path / 'o'), reference=str(tmp_path / 'no.ctm'))
+    with pytest.raises(WorkdirError, match='Train first'):
+        force_align.run(tmp_path, data, str(tmp_path / 'o'))
