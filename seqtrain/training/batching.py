@@ -24,12 +24,18 @@ class HostBatch:
       indices: the utterances, by row; −1 for padding rows.
       frames: output frames in all.
       shape: what compiled programs depend on.
+      s2: age of the lattices or outer derivatives, in versions.
+      metrics: of the host's work, for the log.
+      reasons: why utterances without lattices are masked, by number.
     """
 
     device: DeviceBatch
     indices: np.ndarray
     frames: int
     shape: tuple[int, ...]
+    s2: int = 0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -67,6 +67,13 @@ def redone() -> int:
     return int(_library.SeqtrainRedone())
 
 
+def layered() -> int:
+    """Utterances whose graph was a lattice (see layered.cc) since the library was loaded."""
+    if not available():
+        raise RuntimeError('The C++ core is not built; see the log.')
+    return int(_library.SeqtrainLayered())
+
+
 def forward_backward(scores, lengths, graph: Graph, leaky: float):
     """log Z f32[B] and occupancies f32[B, T, P]; the contract of `ops.occupancies`."""
     batch = scores.shape[0]
@@ -117,6 +124,7 @@ _library: ctypes.CDLL
 def _register(library: ctypes.CDLL) -> None:
     global _library
     library.SeqtrainRedone.restype = ctypes.c_int64
+    library.SeqtrainLayered.restype = ctypes.c_int64
     library.SeqtrainKernels.restype = ctypes.c_char_p
     for target, symbol in _TARGETS.items():
         capsule = jax.ffi.pycapsule(getattr(library, symbol))

@@ -43,6 +43,8 @@ int BestWidth(int64_t count, int64_t threads, int num_states) {
 
 // Utterances that were redone in the log domain since the library was loaded.
 std::atomic<int64_t> redone{0};
+// Utterances whose graph was a lattice, since the library was loaded.
+std::atomic<int64_t> layered{0};
 
 void Infeasible(const Batch& batch, int32_t b, float log_z) {
   batch.log_z[b] = log_z;
@@ -113,6 +115,12 @@ void RunEach(const Batch& batch, const std::vector<GraphView>& graphs, Pool& poo
     const int32_t b = order[i];
     const GraphView& graph = graphs[b];
     if (Hopeless(batch, graph, b)) return Infeasible(batch, b, -INFINITY);
+    const Layered lattice = RunLayered(batch, graph, b);
+    if (lattice == Layered::kBroken) return Infeasible(batch, b, NAN);
+    if (lattice == Layered::kDone) {
+      ++layered;
+      return;
+    }
     static thread_local Plan plan;
     plan.Build(graph, batch.num_pdfs);
     if (plan.outside) return Infeasible(batch, b, NAN);
@@ -270,6 +278,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainLimit, seqtrain::Limit,
 
 // How many utterances were redone in the log domain since the library was loaded.
 extern "C" int64_t SeqtrainRedone() { return seqtrain::redone; }
+
+// How many utterances had a lattice, see layered.cc, since the library was loaded.
+extern "C" int64_t SeqtrainLayered() { return seqtrain::layered; }
 
 // The name of the instruction set in use, for the self-check.
 extern "C" const char* SeqtrainKernels() { return seqtrain::BestKernels().name; }

@@ -62,6 +62,11 @@ const Kernels& BestKernels();
 // accuracy.
 void LogDomain(const Batch& batch, const GraphView& graph, int32_t utterance);
 
+// One utterance on a lattice: a graph whose states stand between two frames. kNot: the graph is
+// something else, or the sums lost too much; nothing is written that counts. kBroken: NaN or +inf.
+enum class Layered : uint8_t { kNot, kDone, kBroken };
+Layered RunLayered(const Batch& batch, const GraphView& graph, int32_t utterance);
+
 // Memory that a thread keeps from call to call, so that pages are touched once.
 class Arena {
  public:

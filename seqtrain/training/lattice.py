@@ -1,0 +1,295 @@
+"""Lattices for a batch: made on a replica's host from its network's scores, packed for its device.
+
+Not here: when they are made and by which parameters (`lattice_source`), and the sums over their
+paths, which are those of the lattice-free criteria (`losses`, on a batch of graphs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from seqtrain import ops
+from seqtrain.fsa import Fsa
+from seqtrain.graphs import DecodingGraph, NGramLm, decoding_graph
+from seqtrain.lattices import LatticeError, LatticeGenerator, LatticePair, oracle_errors
+from seqtrain.training.prepare import TrainingData
+
+SIZES = 'lattice_sizes.json'
+_MODES = ('decode', 'epoch', 'outer')
+# Room above what a first look at the data needs.
+_MARGIN = 1.25
+_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LatticeConfig:
+    """How lattices are made and how long they serve.
+
+    Attributes:
+      mode: 'decode': anew for every batch; 'epoch': anew when an utterance has been seen
+        `epochs_per_lattice` times, meanwhile its lattices are rescored by the device; 'outer': as
+        'epoch', but the outer derivatives are kept, too, and their frames shuffled across
+        utterances.
+      epochs_per_lattice: of 'epoch' and 'outer'; lattices are made anew in epochs that this
+        divides.
+      ahead: the next batch's lattices are made while the device works on this one: their
+        parameters are then one update older.
+      beam, lattice_beam, max_active: of the search (Kaldi's make_denlats.sh: 13, 7, 5000).
+      acoustic_scale: κ, in the search and in the criterion.
+      word_lm_order: of the denominators' language model, weak on purpose.
+      threads: utterances that a replica searches at once.
+      batches_per_block: of 'outer': frames are shuffled within so many batches.
+      correction: of 'outer' and mmi: old derivatives are moved to the new outputs, to first order.
+    """
+
+    mode: str = 'decode'
+    epochs_per_lattice: int = 1
+    ahead: bool = True
+    beam: float = 13.0
+    lattice_beam: float = 7.0
+    max_active: int = 5000
+    acoustic_scale: float = 0.1
+    word_lm_order: int = 1
+    threads: int = 1
+    batches_per_block: int = 4
+    correction: bool = False
+
+    def __post_init__(self):
+        if self.mode not in _MODES:
+            raise ValueError(f'config.lattice.mode is {self.mode!r}; choose {", ".join(_MODES)}.')
+        for name in ('epochs_per_lattice', 'word_lm_order', 'threads', 'batches_per_block'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; at least 1.')
+        if self.correction and self.mode != 'outer':
+            raise ValueError('config.lattice.correction belongs to config.lattice.mode=outer.')
+
+    def generator(self, graph: DecodingGraph) -> LatticeGenerator:
+        """The search with these settings.
+
+        Raises:
+          ValueError: a beam, a scale or max_active that is not positive.
+        """
+        return LatticeGenerator(
+            graph, self.beam, self.lattice_beam, self.max_active, self.acoustic_scale
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """States and arcs per output frame for which batches of lattices are packed."""
+
+    numerator: tuple[float, float]
+    denominator: tuple[float, float]
+
+    def of(self, frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(states, arcs) of numerators and of denominators of so many frames."""
+
+        def padded(rates: tuple[float, float]) -> tuple[int, int]:
+            states, arcs = (_MULTIPLE * (1 + int(rate * frames) // _MULTIPLE) for rate in rates)
+            return states, arcs
+
+        return padded(self.numerator), padded(self.denominator)
+
+    @classmethod
+    def fit(cls, made: Sequence[Made], frames: Sequence[int]) -> Sizes:
+        """Room for 19 of 20 of the lattices and a quarter more; what is larger will be pruned."""
+        rates = []
+        for side in ('numerator', 'denominator'):
+            fsas = [(getattr(one, side), f) for one, f in zip(made, frames, strict=True)]
+            sizes = [(fsa.num_states / f, fsa.num_arcs / f) for fsa, f in fsas if fsa is not None]
+            states, arcs = _MARGIN * np.quantile(sizes or [(4.0, 8.0)], 0.95, axis=0)
+            rates.append((round(float(states), 2), round(float(arcs), 2)))
+        return cls(*rates)
+
+    def write(self, folder: pathlib.Path) -> None:
+        (folder / SIZES).write_text(json.dumps(dataclasses.asdict(self)) + '\n')
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> Sizes | None:
+        """What `write` wrote; None where it has not yet."""
+        if not (folder / SIZES).is_file():
+            return None
+        fields = json.loads((folder / SIZES).read_text())
+        return cls(**{name: tuple(value) for name, value in fields.items()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """The lattices of one utterance as acceptors, or the reason why there are none.
+
+    Attributes:
+      numerator, denominator: None where there is a reason.
+      reason: why the utterance is masked.
+      depth: arcs per frame of the denominator.
+      pruned: whether it had to be pruned to fit its batch.
+      words, oracle_errors: of the reference and of the best path that the search left, where it
+        was looked at, else 0.
+    """
+
+    numerator: Fsa | None = None
+    denominator: Fsa | None = None
+    reason: str = ''
+    depth: float = 0.0
+    pruned: bool = False
+    words: int = 0
+    oracle_errors: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatticeMaker:
+    """Makes and packs lattices; shared by the replicas' threads.
+
+    Attributes:
+      generator: the search over the denominators' decoding graph.
+      data: the training set: transcripts, buckets.
+      sizes: see there; None makes lattices of any size, for a first look.
+      threads: utterances at once.
+      frame_shift_s: of the features, in seconds.
+    """
+
+    generator: LatticeGenerator
+    data: TrainingData
+    sizes: Sizes | None = None
+    threads: int = 1
+    frame_shift_s: float = 0.01
+
+    def make(
+        self, logits: np.ndarray, lengths: np.ndarray, indices: np.ndarray, bucket: int
+    ) -> tuple[list[Made | None], float]:
+        """Lattices of a batch's utterances, None for padding rows; and the seconds it took.
+
+        Args:
+          logits: f32[B, U, P], scaled log-likelihoods.
+          lengths: i32[B], output frames.
+          indices: i32[B], utterances; −1 for padding rows.
+          bucket: the batch's.
+        """
+        started = time.perf_counter()
+
+        def one(row: int) -> Made | None:
+            if indices[row] < 0:
+                return None
+            return self.utterance(
+                logits[row, : lengths[row]], int(indices[row]), bucket, look=row == 0
+            )
+
+        rows = range(len(indices))
+        if self.threads > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                made = list(pool.map(one, rows))
+        else:
+            made = [one(row) for row in rows]
+        return made, time.perf_counter() - started
+
+    def utterance(self, logits: np.ndarray, index: int, bucket: int, look: bool = False) -> Made:
+        """The lattices of one utterance; its trouble comes back as a reason.
+
+        Args:
+          logits: f32[U, P].
+          index: of the utterance.
+          bucket: of its batch.
+          look: whether to find out the oracle errors, which takes a while.
+        """
+        text = self.data.features.texts[index]
+        pair = self.generator.pair(logits, text)
+        if not pair.ok:
+            return Made(reason=pair.reason)
+        assert pair.denominator is not None
+        try:
+            numerator, denominator, pruned = self._fitted(pair, bucket)
+        except LatticeError as error:
+            return Made(reason=str(error))
+        words = errors = 0
+        if look and pair.found is not None:
+            words, errors = len(text.split()), oracle_errors(pair.found, text)
+        return Made(numerator, denominator, '', pair.denominator.depth(), pruned, words, errors)
+
+    def _fitted(self, pair: LatticePair, bucket: int) -> tuple[Fsa, Fsa, bool]:
+        assert pair.numerator is not None
+        assert pair.denominator is not None
+        whole = pair.numerator.to_fsa(), pair.denominator.to_fsa()
+        if self.sizes is None:
+            return *whole, False
+        limits = self.sizes.of(self._frames(bucket))
+        if all(
+            fsa.num_states <= states and fsa.num_arcs <= arcs
+            for fsa, (states, arcs) in zip(whole, limits, strict=True)
+        ):
+            return *whole, False
+        return *pair.to_fsas(*limits[1], numerator_size=limits[0]), True
+
+    def pack(self, made: Sequence[Made | None], bucket: int) -> tuple[ops.Graph, ops.Graph]:
+        """Numerators and denominators of a batch on the host; utterances without have no path."""
+        assert self.sizes is not None
+        num_pdfs = self.data.topology.num_pdfs
+        numerators = [_NO_PATH if one is None else one.numerator or _NO_PATH for one in made]
+        denominators = [_NO_PATH if one is None else one.denominator or _NO_PATH for one in made]
+        sizes = self.sizes.of(self._frames(bucket))
+        above, below = (
+            ops.pack_batch(fsas, states, arcs, num_pdfs=num_pdfs)
+            for fsas, (states, arcs) in zip((numerators, denominators), sizes, strict=True)
+        )
+        return above, below
+
+    def audio_s(self, index: int) -> float:
+        """Seconds of an utterance."""
+        return float(self.data.features.num_frames[index]) * self.frame_shift_s
+
+    def _frames(self, bucket: int) -> int:
+        return -(-self.data.buckets.shapes[bucket][1] // self.data.subsampling)
+
+
+_NO_PATH = Fsa(
+    np.zeros(0, np.int32),
+    np.zeros(0, np.int32),
+    np.zeros(0, np.int32),
+    np.zeros(0, np.float32),
+    np.array([0.0, -np.inf], np.float32),
+    np.array([-np.inf, 0.0], np.float32),
+)
+"""An acceptor of nothing: the criteria mask its utterance."""
+
+
+def denominator_graph(
+    data: TrainingData, order: int, cache_dir: pathlib.Path | None
+) -> DecodingGraph:
+    """The decoding graph of denominators: a weak word LM of the training transcripts.
+
+    Kaldi (steps/make_denlats.sh) takes a unigram, so that lattices hold what a strong model would
+    rule out.
+
+    Args:
+      data: transcripts, lexicon, topology.
+      order: of the n-gram (Witten-Bell).
+      cache_dir: keeps graphs by the hash of their contents; None builds it.
+    """
+    sentences = [text.split() for text in data.features.texts]
+    words = sorted({word for sentence in sentences for word in sentence})
+    model = NGramLm.estimate(sentences, order, vocabulary=words)
+    if cache_dir is not None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    return decoding_graph(data.lexicon, data.topology, model, cache_dir=cache_dir)
+
+
+def summary(made: Sequence[Made | None], seconds: float, audio_s: float) -> dict[str, float]:
+    """What a batch's lattices were like, for the log; times in seconds."""
+    good = [one for one in made if one is not None and not one.reason]
+    words = sum(one.words for one in good)
+    found: dict[str, float] = {
+        'lattice_depth': sum(one.depth for one in good) / max(1, len(good)),
+        'lattice_failed': sum(one is not None and bool(one.reason) for one in made),
+        'lattice_pruned': sum(one.pruned for one in good),
+        'lattice_s': seconds,
+    }
+    if seconds:
+        found['lattice_speed'] = audio_s / seconds  # times real time
+    if words:
+        found['oracle_wer'] = sum(one.oracle_errors for one in good) / words
+    return found
