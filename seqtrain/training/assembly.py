@@ -1,37 +1,26 @@
-"""The parts of an experiment, made from its config: corpora, network, server, criteria.
+"""The parts of an experiment, made from its config: corpora, network, criteria.
 
-The only module that turns config sections into the layers' own dataclasses.
+With `serving` the only module that turns config sections into the layers' own dataclasses.
 """
 
 from __future__ import annotations
 
 import itertools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 import numpy as np
-import optax
 from flax import nnx
 
-from seqtrain import exchange, models, ops
+from seqtrain import models, ops
 from seqtrain.data import augment, corpora, kaldi
 from seqtrain.data.features import FeatureConfig
 from seqtrain.data.utterance import DataError, Utterance
-from seqtrain.exchange import rules
 from seqtrain.graphs import Lexicon, Topology
 from seqtrain.training import devices, prepare, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import pick, section
-
-RULES: dict[str, Callable[[Any], rules.Rule]] = {
-    'adam': rules.adam,
-    'dc_asgd': rules.dc_asgd,
-    'dc_asgd_adaptive': rules.dc_asgd_adaptive,
-    'downpour_adagrad': rules.downpour_adagrad,
-    'sgd': rules.sgd,
-}
 
 
 def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
@@ -117,84 +106,6 @@ def network(
     else:
         raise ValueError(f'config.model.kind is {model.kind!r}; choose tdnn or dnn.')
     return steps.Network.make(made)
-
-
-def rule(config: ml_collections.ConfigDict, kind: str) -> rules.Rule:
-    """The server's rule for stages of this kind, with its learning rate schedule."""
-    name = config.exchange.rule
-    if name not in RULES:
-        raise ValueError(f'config.exchange.rule is {name!r}; choose one of {sorted(RULES)}.')
-    if kind == 'ce':
-        return _with_weights(config, RULES[name](config.bootstrap.learning_rate))
-    per_version = config.exchange.num_replicas if config.exchange.mode == 'sync' else 1
-    first, last = config.sequence.learning_rate, config.sequence.final_learning_rate
-    versions = max(1, config.sequence.updates // per_version)
-    return _with_weights(
-        config, RULES[name](optax.exponential_decay(first, versions, last / first))
-    )
-
-
-def _with_weights(config: ml_collections.ConfigDict, chosen: rules.Rule) -> rules.Rule:
-    """What is done to a gradient before the rule sees it."""
-    before = []
-    if config.exchange.scale_by_frames:
-        before.append(rules.scale_by_frames())
-    if config.exchange.scale_by_staleness:
-        before.append(rules.scale_by_staleness())
-    return rules.chain(*before, chosen) if before else chosen
-
-
-def start_transport(config: ml_collections.ConfigDict) -> None:
-    """What has to run before JAX does: Ray forks, which a process with JAX's threads must not."""
-    if config.exchange.transport == 'ray':
-        from seqtrain.exchange.transport import ray as ray_transport
-
-        ray_transport.start(config.exchange.ray_address or None)
-
-
-def server(
-    config: ml_collections.ConfigDict,
-    params: Any,
-    kind: str,
-    on_event: Callable[..., None],
-    directory: pathlib.Path,
-) -> Any:
-    """The parameter server, with the rule of the stage that begins.
-
-    Args:
-      config: `exchange` names transport, mode and bounds.
-      params: the initial parameters.
-      kind: of the stage, for the rule.
-      on_event: takes every event of the exchange.
-      directory: where shards in processes of their own keep what they need to start again.
-
-    Returns:
-      A `LocalServer`, or a `RayServer` with the same methods.
-    """
-    settings = config.exchange
-    policy = exchange.Policy(
-        mode=settings.mode,
-        num_workers=settings.num_replicas,
-        max_staleness=None if settings.max_staleness < 0 else settings.max_staleness,
-        on_stale=settings.on_stale,
-    )
-    first = rule(config, kind)
-    if settings.transport == 'local':
-        return exchange.LocalServer(params, settings.num_shards, first, policy, on_event=on_event)
-    if settings.transport == 'ray':
-        from seqtrain.exchange.transport import ray as ray_transport
-
-        directory.mkdir(exist_ok=True)
-        return ray_transport.RayServer(
-            params,
-            settings.num_shards,
-            first,
-            policy,
-            directory=str(directory),
-            checkpoint_every=config.checkpoint.every_updates,
-            on_event=on_event,
-        )
-    raise ValueError(f'config.exchange.transport is {settings.transport!r}; choose local or ray.')
 
 
 def step(

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 import ml_collections
+from ml_collections import config_dict
 
 T = TypeVar('T')
 
@@ -130,16 +131,42 @@ def _exchange() -> ml_collections.ConfigDict:
     part = ml_collections.ConfigDict()
     part.mode = 'async'  # or sync: the same program waits for all replicas
     part.transport = 'local'  # or ray: shards as Ray actors
+    part.ray_replicas = False  # with ray: replicas in processes of their own too
     part.ray_address = ''  # HOST:PORT of a cluster; '' starts Ray on this machine
     part.num_replicas = 4
     part.num_shards = 2
-    part.rule = 'adam'  # downpour_adagrad, sgd, dc_asgd, dc_asgd_adaptive
+    part.max_restarts = 1  # of each replica, after failures
+    part.backup_replicas = 0  # sync: so many of the slowest are not waited for
+    part.rule = 'adam'  # see training.serving.RULES
+    part.rule_options = _rule_options()
+    part.local_steps = 1  # batches per push; more than one: parameter deltas are pushed
+    part.local_optimizer = 'sgd'  # or momentum, adam, adamw: the replica's own
+    part.local_learning_rate = 0.0  # its learning rate; 0: the stage's
+    part.outer_learning_rate = 0.0  # the server's, on deltas; 0: the rule's usual one
+    part.keep_state = True  # of the local optimiser, from one push to the next
+    part.dylu = False  # slower replicas take fewer local steps
+    part.codec = 'none'  # or bfloat16, int8: how updates are sent, with error feedback
     part.scale_by_frames = False  # a batch with more frames weighs more
     part.scale_by_staleness = False  # η/τ
     part.max_staleness = -1  # −1: unbounded
     part.on_stale = 'wait'  # or drop: what happens beyond the bound
     part.overlap = True  # compute the next step while the last push is on its way
     part.clip_norm = 5.0  # in the replica, before the push; 0: off
+    return part
+
+
+def _rule_options() -> ml_collections.ConfigDict:
+    """What single rules need, see `exchange.rules`; unset: the usual value, if there is one."""
+    part = ml_collections.ConfigDict()
+    part.momentum = config_dict.placeholder(float)  # 0.9; block_momentum: 1 − 1/replicas
+    part.elastic = config_dict.placeholder(float)  # easgd's α: 0.9/replicas
+    part.alpha = config_dict.placeholder(float)  # cgad
+    part.cutoff = config_dict.placeholder(float)
+    part.keep = config_dict.placeholder(float)  # heloco
+    part.shrink = config_dict.placeholder(float)
+    part.max_shrink = config_dict.placeholder(float)
+    part.turn = config_dict.placeholder(float)
+    part.kappa = config_dict.placeholder(float)
     return part
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import pathlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -25,15 +26,17 @@ from seqtrain.training import (
     devices,
     evaluate,
     run_report,
+    serving,
     start,
     steps,
 )
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
+from seqtrain.training.fleet import Fleet, run_stage
 from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
-from seqtrain.training.replica import CompileGate, Work
-from seqtrain.training.stage import Stage, plan, run_stage
+from seqtrain.training.replica import CompileGate, Replica, Work, connected
+from seqtrain.training.stage import Stage, plan
 from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
       WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says what to do.
       KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
     """
-    assembly.start_transport(config)
+    serving.check(config)
+    serving.start_transport(config)
     devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
     return _run(config, pathlib.Path(path), quiet)
 
@@ -124,6 +128,8 @@ class Experiment:
         done = position.updates if position else 0
         self.monitor = Monitor(self.workdir.path, total, resume_at=done, quiet=quiet)
         resources.callback(self.monitor.close)
+        exchange = self.config.exchange
+        self.fleet = Fleet(exchange.num_replicas, exchange.max_restarts, self.monitor.first_life)
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
         self._restore(begun, position)
@@ -163,7 +169,7 @@ class Experiment:
         if stage.kind == 'sequence':
             self.evaluator.score('ce', params)
         if index and self.stages[index - 1].kind != stage.kind:
-            self.server.set_rule(assembly.rule(self.config, stage.kind), note=stage.name)
+            self.server.set_rule(serving.rule(self.config, stage.kind), note=stage.name)
         if stage.realign:
             batcher = Batcher(self.data, self.config.seed)
             mine = parts(self.config, self.data)
@@ -184,13 +190,21 @@ class Experiment:
             assembly.step_args(stage.kind, self.log_prior, self.denominator),
             self.batcher,
             self.labels,
+            serving.local_training(self.config, stage.kind),
         )
         desk = LeaseDesk(
             self.book,
-            settings.num_replicas,
-            stage.updates - self._completed,
-            equal_shares=settings.mode == 'sync',
+            self.fleet.alive,
+            stage.updates,
+            equal_shares=settings.mode == 'sync' and not settings.backup_replicas,
+            completed=self._completed,
         )
+        options = serving.client_options(self.config)
+
+        def connect(number: int, life: int) -> AbstractContextManager[Replica]:
+            device = self.devices[number]
+            return connected(self.server, number, life, device, work, self.gate, options)
+
         done_before = self._completed
 
         def checkpoint() -> None:
@@ -201,14 +215,13 @@ class Experiment:
         try:
             run_stage(
                 self.server,
-                self.devices,
-                work,
+                self.fleet,
+                connect,
+                stage.name,
                 desk,
                 self.monitor,
-                self.gate,
                 every_updates=self.config.checkpoint.every_updates,
                 checkpoint=checkpoint,
-                overlap=settings.overlap,
             )
         finally:
             checkpoint()
@@ -235,7 +248,7 @@ class Experiment:
         # At the very start of a stage the rule is still the one of the stage before.
         stage = self.stages[max(0, self._stage - (self._completed == 0))]
         folder = self.workdir.path / 'shards'
-        return assembly.server(self.config, params, stage.kind, self.monitor.on_event, folder)
+        return serving.server(self.config, params, stage.kind, self.monitor.on_event, folder)
 
     def _restore(self, begun: start.Start, position: Position | None) -> None:
         if position is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ml_collections
 
@@ -40,39 +41,87 @@ def by_speaker(config: ml_collections.ConfigDict) -> bool:
     return split_by == 'speaker'
 
 
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """Leases for one push; `position`: how many of the stage were handed out before."""
+
+    leases: tuple[Lease, ...]
+    position: int
+
+
 class LeaseDesk:
     """Hands out the leases of one stage; the only thread-safe door to the `LeaseBook`.
 
     Args:
       book: who gets which utterances.
-      num_replicas: N.
-      updates: leases in all; in a synchronous stage, divided equally.
-      equal_shares: every replica gets updates // N leases, as synchronous rounds need.
+      replicas: who is there.
+      updates: leases of the whole stage; in a synchronous one, divided equally.
+      equal_shares: every replica gets as many leases as the others, as synchronous rounds need.
+      completed: how many of them were done before (in an earlier part of a resumed run).
     """
 
-    def __init__(self, book: LeaseBook, num_replicas: int, updates: int, equal_shares: bool):
+    def __init__(
+        self,
+        book: LeaseBook,
+        replicas: Collection[int],
+        updates: int,
+        equal_shares: bool,
+        completed: int = 0,
+    ):
         self._book = book
         self._lock = threading.Lock()
-        self._left = updates
-        self._share = [updates // num_replicas if equal_shares else updates] * num_replicas
+        self._left = left = updates - completed
+        share = left // len(replicas)
+        self._share = dict.fromkeys(replicas, share) if equal_shares else None
+        self._position = completed
+        self._held: dict[tuple[int, int, int], Lease] = {}
         self._stopped = False
         self.completed = 0
 
-    def acquire(self, replica: int) -> Lease | None:
-        """The replica's next lease, or None when the stage's budget is spent or it was stopped."""
+    def take(self, replica: int, most: int = 1) -> Grant | None:
+        """The replica's next leases, or None when the stage's budget is spent or it was stopped."""
         with self._lock:
-            if self._stopped or self._left == 0 or self._share[replica] == 0:
+            count = min(most, self._available(replica))
+            if count == 0:
                 return None
-            self._left -= 1
-            self._share[replica] -= 1
-            return self._book.acquire(replica)
+            leases = tuple(self._book.acquire(replica) for _ in range(count))
+            self._held |= {lease.id: lease for lease in leases}
+            self._left -= count
+            if self._share is not None:
+                self._share[replica] -= count
+            self._position += count
+            return Grant(leases, self._position - count)
 
-    def complete(self, lease: Lease) -> int:
+    def has_work(self, replica: int) -> bool:
+        """Whether `take` would give the replica something."""
+        with self._lock:
+            return self._available(replica) > 0
+
+    def complete(self, lease_id: tuple[int, int, int]) -> int:
         """Marks a lease done; returns how many of this stage are."""
         with self._lock:
-            self._book.complete(lease)
-            self.completed += 1
+            if self._book.complete(self._held.pop(lease_id)):
+                self.completed += 1
             return self.completed
+
+    def release(self, replica: int, heirs: Sequence[int]) -> None:
+        """Takes the leases of a replica that died; they and its share go to others.
+
+        Args:
+          replica: who died; it may take leases again.
+          heirs: who shares what it was to do, where replicas have equal shares.
+        """
+        with self._lock:
+            held = self._book.held_by(replica)
+            for lease_id in held:
+                del self._held[lease_id]
+            self._book.release(replica)
+            self._left += len(held)
+            self._position -= len(held)
+            if self._share is not None and heirs:
+                due, self._share[replica] = self._share[replica] + len(held), 0
+                for i in range(due):
+                    self._share[heirs[i % len(heirs)]] += 1
 
     def stop(self) -> None:
         """Hands out nothing more; replicas finish what they hold."""
@@ -83,3 +132,8 @@ class LeaseDesk:
         """(leases completed in this stage, the book's state), both of one instant."""
         with self._lock:
             return self.completed, self._book.state()
+
+    def _available(self, replica: int) -> int:
+        if self._stopped:
+            return 0
+        return self._left if self._share is None else min(self._left, self._share[replica])

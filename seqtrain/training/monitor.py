@@ -1,8 +1,9 @@
 """What a run remembers of its updates: in memory, as JSON lines, in TensorBoard, on the screen.
 
-Replicas call `add` from their threads; the main thread waits on `wait_for`. Three files grow by
-lines and are never rewritten: `pushes.jsonl`, which lease each push came from; `updates.jsonl`,
-each update as its replica saw it; `events.jsonl`, what the shards did (see `exchange.eventlog`).
+Replicas call `add` from their threads; the main thread waits on `wait_for`. Four files grow by
+lines and are never rewritten: `pushes.jsonl`, which leases each push came from; `updates.jsonl`,
+each batch as its replica saw it; `events.jsonl`, what the shards did (see `exchange.eventlog`);
+`failures.jsonl`, replicas that failed.
 After a crash they may know of more updates than the checkpoint; their numbers are then given once
 more, and the later line counts.
 """
@@ -22,19 +23,20 @@ from typing import TextIO
 from rich import progress as rich_progress
 from tensorboardX import SummaryWriter
 
-from seqtrain.data.leases import Lease
-from seqtrain.exchange import Event, Versions, eventlog
+from seqtrain.exchange import Event, eventlog
+from seqtrain.training.leasing import Grant
 
 UPDATES, EVENTS, PUSHES = 'updates.jsonl', 'events.jsonl', 'pushes.jsonl'
+FAILURES = 'failures.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """One push as its replica saw it.
+    """One batch as its replica saw it; a push has one, or one per local step.
 
     Attributes:
       stage: name of the stage.
-      replica, seq: who pushed, and the push's number.
+      replica, life, seq: who pushed, in which of its lives, and the push's number.
       generation: of the first shard, when the parameters were pulled.
       lease: id of the lease it was computed from.
       versions: versions of the parameters, per shard, that it was computed from.
@@ -59,6 +61,40 @@ class Update:
     dispatched_s: float
     finished_s: float
     number: int = 0
+    life: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """What a push was made from.
+
+    Attributes:
+      stage: name of the stage.
+      leases: ids, one per local step.
+      position: leases of the stage that were handed out before.
+    """
+
+    stage: str
+    leases: tuple[tuple[int, int, int], ...]
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A replica that failed: where, in which life, after how many updates, why, what was done."""
+
+    stage: str
+    replica: int
+    life: int
+    updates: int
+    error: str
+    action: str
+
+    def __str__(self) -> str:
+        return (
+            f'replica {self.replica} (life {self.life}) failed in {self.stage} after '
+            f'{self.updates} updates and {self.action}: {self.error}'
+        )
 
 
 class Monitor:
@@ -76,7 +112,10 @@ class Monitor:
         known = {row.number: row for row in read_updates(folder)}
         self.updates = [known[number] for number in range(1, resume_at + 1)]
         self._file = _append(folder / UPDATES)
+        self.first_life = 1 + max((key[1] for key in read_pushes(folder)), default=-1)
         self._pushes = _append(folder / PUSHES)
+        self.failures = [Failure(**row) for row in _read(folder / FAILURES)]
+        self._failures = _append(folder / FAILURES)
         log = folder / EVENTS
         self.events: list[Event] = eventlog.read(log)[1] if log.exists() else []
         self._log = eventlog.EventLog(log)
@@ -96,9 +135,9 @@ class Monitor:
         )
         self._bar.start()
 
-    def pushed(self, stage: str, replica: int, versions: Versions, seq: int, lease: Lease) -> None:
-        """Notes what a push was made from, at once: a replay needs it whatever happens next."""
-        row = [stage, replica, versions.generations[0], seq, lease.id]
+    def pushing(self, stage: str, replica: int, life: int, seq: int, grant: Grant) -> None:
+        """Notes what a push will be made from: a replay needs it whatever happens next."""
+        row = [stage, replica, life, seq, [one.id for one in grant.leases], grant.position]
         with self._condition:
             self._pushes.write(json.dumps(row) + '\n')
 
@@ -117,6 +156,12 @@ class Monitor:
             self._condition.notify_all()
             for name, value in update.metrics.items():
                 self._writer.add_scalar(f'{update.stage}/{name}', value, number)
+
+    def failed(self, failure: Failure) -> None:
+        """Takes a replica's failure."""
+        with self._condition:
+            self.failures.append(failure)
+            self._failures.write(json.dumps(dataclasses.asdict(failure)) + '\n')
 
     def on_event(self, event: Event) -> None:
         """Takes an event of the exchange; called under the lock of a shard."""
@@ -143,6 +188,7 @@ class Monitor:
         self._log.close()
         self._file.close()
         self._pushes.close()
+        self._failures.close()
 
     def frames_per_s(self, stage: str) -> float:
         """Output frames per second of a stage, over all replicas, compilation left out.
@@ -183,11 +229,11 @@ def read_updates(folder: pathlib.Path) -> list[Update]:
     return updates
 
 
-def read_pushes(folder: pathlib.Path) -> dict[tuple[int, int, int], tuple[str, tuple]]:
-    """(stage, lease id) of each push by (replica, generation, seq)."""
+def read_pushes(folder: pathlib.Path) -> dict[tuple[int, int, int], Push]:
+    """What each push was made from, by (replica, life, seq)."""
     return {
-        (replica, generation, seq): (stage, tuple(lease))
-        for stage, replica, generation, seq, lease in _read(folder / PUSHES)
+        (replica, life, seq): Push(stage, tuple(tuple(one) for one in leases), position)
+        for stage, replica, life, seq, leases, position in _read(folder / PUSHES)
     }
 
 

@@ -1,7 +1,8 @@
 """A recorded asynchronous run once more, by one thread, bit for bit.
 
 The event log says in which order pushes were applied and from which versions they were computed;
-`pushes.jsonl` says which utterances each of them came from. Everything else (features, graphs,
+`pushes.jsonl` says which utterances each of them came from. A replica that trained on its own
+between pushes is a `LocalTrainer` here too, one per life of it. Everything else (features, graphs,
 augmentation, dropout, alignments) is a function of the config.
 """
 
@@ -16,11 +17,12 @@ import numpy as np
 
 from seqtrain import exchange, ops
 from seqtrain.exchange import Event
-from seqtrain.training import align, assembly, bootstrap, devices, monitor, start, steps
+from seqtrain.training import align, assembly, bootstrap, devices, monitor, serving, start, steps
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints
 from seqtrain.training.leasing import lease_book, parts
+from seqtrain.training.replica import LocalTraining
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 
@@ -49,9 +51,10 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
             recorded.events,
             recorded.params,
             config.exchange.num_shards,
-            assembly.rule(config, 'ce' if config.bootstrap.rounds else 'sequence'),
-            recorded.gradient,
-            later_rules=[(assembly.rule(config, 'sequence'), False)] * recorded.rule_changes,
+            serving.rule(config, 'ce' if config.bootstrap.rounds else 'sequence'),
+            recorded.update,
+            later_rules=[(serving.rule(config, 'sequence'), False)] * recorded.rule_changes,
+            codec=serving.CODECS[config.exchange.codec],
         )
     ends = [np.asarray(store.values) for store in stores]
     saved = [np.asarray(shard['arrays']['values']) for shard in position.shards]
@@ -66,12 +69,12 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 class Recorded:
-    """A run's log, and the means to make each of its gradients again.
+    """A run's log, and the means to make each of its updates again.
 
     Attributes:
       events: the exchange's log.
       params: the initial parameters.
-      computed: gradients made so far.
+      computed: updates made so far.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
@@ -90,6 +93,7 @@ class Recorded:
         self._book = lease_book(config, self._data)
         self._stage, self._labels = '', begun.labels
         self._log_prior = self._priors()
+        self._trainers: dict[int, tuple[int, int, exchange.LocalTrainer]] = {}
         self.computed = 0
 
     @property
@@ -97,22 +101,48 @@ class Recorded:
         """How often a shard's rule was changed."""
         return sum(event.kind == 'rule' and event.shard == 0 for event in self.events)
 
-    def gradient(self, event: Event, params: Any) -> Any:
-        """The gradient of one push, from the parameters that it was computed from."""
-        key = (event.worker, event.generations[0], event.seq)
+    def update(self, event: Event, params: Any) -> Any:
+        """What was pushed, from the parameters that were pulled for it."""
+        key = (event.worker, event.life, event.seq)
         if key not in self._pushes:
             raise exchange.ReplayError(
-                f'Push {event.seq} of replica {event.worker} is not in {monitor.PUSHES}.'
+                f'Push {event.seq} of replica {event.worker} (life {event.life}) is not in '
+                f'{monitor.PUSHES}.'
             )
-        stage, lease_id = self._pushes[key]
-        if stage != self._stage:
-            self._begin(stage, params)
-        kind = 'ce' if stage.startswith('ce-') else 'sequence'
-        args = assembly.step_args(kind, self._log_prior, self._denominator)
-        lease = self._book.lease(lease_id)
-        batch = self._batcher.make(lease, jax.devices()[0], self._labels)
+        push = self._pushes[key]
+        if push.stage != self._stage:
+            self._begin(push.stage, params)
         self.computed += 1
-        return self._steps[kind](params, batch.device, *args)[0]
+        batches = (self._batch(lease_id) for lease_id in push.leases)
+        local = serving.local_training(self._config, _kind(push.stage))
+        if local is None:
+            return self._gradient(params, next(batches))
+        trainer = self._trainer(event, local)
+        return trainer.run(params, ((b, 1.0) for b in batches), local.rate(push.position)).update
+
+    def _batch(self, lease_id: tuple[int, int, int]) -> Any:
+        lease = self._book.lease(lease_id)
+        return self._batcher.make(lease, jax.devices()[0], self._labels).device
+
+    def _gradient(self, params: Any, batch: Any) -> Any:
+        kind = _kind(self._stage)
+        args = assembly.step_args(kind, self._log_prior, self._denominator)
+        return self._steps[kind](params, batch, *args)[0]
+
+    def _trainer(self, event: Event, local: LocalTraining) -> exchange.LocalTrainer:
+        """The trainer of the replica's life, which must have seen every push before this one."""
+        last = self._trainers.get(event.worker)
+        trainer = local.trainer(self._gradient)
+        if last is not None and last[0] == event.life:
+            if event.seq != last[1] + 1:
+                raise exchange.ReplayError(
+                    f'Replica {event.worker} pushed {last[1] + 1} before {event.seq}, but no shard '
+                    'logged it (one was killed with it): what the local optimiser kept of it is '
+                    'lost, and the run cannot be replayed.'
+                )
+            trainer = last[2]
+        self._trainers[event.worker] = (event.life, event.seq, trainer)
+        return trainer
 
     def _begin(self, stage: str, params: Any) -> None:
         """The first push of a stage was computed from the parameters that aligned for it."""
@@ -131,3 +161,8 @@ class Recorded:
 
     def _priors(self) -> np.ndarray:
         return bootstrap.log_priors(self._labels, self._data.topology.num_pdfs)
+
+
+def _kind(stage: str) -> str:
+    """The kind of a stage by its name."""
+    return 'ce' if stage.startswith('ce-') else 'sequence'

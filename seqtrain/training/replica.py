@@ -1,29 +1,63 @@
-"""One replica: its device, its utterances, its loop. It waits for nobody.
+"""One replica: its device, its utterances, its steps. It waits for nobody.
 
-    lease ─► batch ─► newest parameters ─► step (device) ─► push ─► ... next lease
-                                              │
-                    metrics of step n−1 are read while step n runs
+    leases ─► batches ─► newest parameters ─► step (device) ─► push ─► ... next leases
+                                                 │
+                      metrics of round n−1 are read while round n runs
 
-The thread only dispatches: waiting for the device, copying gradients to the host, sending and
-pulling happen in the exchange client's thread.
+The caller's thread only dispatches: waiting for the device, copying gradients to the host, sending
+and pulling happen in the exchange client's thread. Who hands out leases and takes what comes of
+them is `stage`'s affair; a replica may be in its process or in another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from seqtrain.data.leases import Lease
-from seqtrain.exchange import Client, Versions
+from seqtrain.exchange import Client, ExchangeError, LocalTrainer, Versions
 from seqtrain.training.batching import Batcher, HostBatch
-from seqtrain.training.leasing import LeaseDesk
-from seqtrain.training.monitor import Monitor, Update
+from seqtrain.training.monitor import Update
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """How a replica trains between two pushes, where it pushes more than a gradient.
+
+    Attributes:
+      steps: H, batches per push, at most.
+      optimizer: the local one, with learning rate 1.
+      learning_rate: at the beginning of the stage.
+      decay: its factor from one batch of the stage to the next, over all replicas.
+      keep_state: the local optimiser's, from one push to the next.
+      elastic: α of an elastic replica (see `exchange.LocalTrainer`), or None.
+      dylu: fewer steps for slower replicas (see `Client.local_steps`).
+    """
+
+    steps: int
+    optimizer: optax.GradientTransformation
+    learning_rate: float
+    decay: float = 1.0
+    keep_state: bool = True
+    elastic: float | None = None
+    dylu: bool = False
+
+    def trainer(self, gradient: Callable[[Any, Any], Any]) -> LocalTrainer:
+        return LocalTrainer(
+            gradient, self.optimizer, keep_state=self.keep_state, elastic=self.elastic
+        )
+
+    def rate(self, position: int) -> float:
+        """The learning rate of a push whose first batch is the stage's `position`-th (from 0)."""
+        return self.learning_rate * self.decay**position
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +70,7 @@ class Work:
       args: further arguments of the step, as host arrays; each replica puts them on its device.
       batcher: makes batches of leases.
       labels: an alignment per utterance, or None.
+      local: how to train between pushes; None pushes gradients.
     """
 
     stage: str
@@ -43,6 +78,7 @@ class Work:
     args: tuple[Any, ...]
     batcher: Batcher
     labels: Sequence[np.ndarray] | None
+    local: LocalTraining | None = None
 
 
 class CompileGate:
@@ -68,83 +104,180 @@ class CompileGate:
 
 @dataclasses.dataclass(eq=False)
 class _InFlight:
-    """A step whose metrics have not been read yet."""
+    """A batch whose metrics have not been read yet."""
 
     lease: Lease
-    batch: HostBatch
-    seq: int
-    versions: Versions
-    metrics: dict[str, jax.Array]
+    indices: np.ndarray
+    frames: int
     started_s: float
-    dispatched_s: float
+    dispatched_s: float = 0.0
+    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    seq: int = -1
+    versions: Versions | None = None
 
 
-def run_replica(
-    number: int,
-    device: jax.Device,
-    client: Client,
-    work: Work,
-    desk: LeaseDesk,
-    monitor: Monitor,
-    gate: CompileGate,
-) -> None:
-    """Trains until the desk has no more leases; every push is answered when this returns.
+class Replica:
+    """Turns leases into pushes. One thread calls it.
 
     Args:
       number: the replica's number.
+      life: how often it was started before.
       device: where it computes; the client's pulled parameters are there already.
       client: its end of the exchange.
       work: the stage.
-      desk: hands out leases.
-      monitor: takes what is to be logged.
       gate: see `CompileGate`.
     """
-    args = jax.device_put(work.args, device)
-    previous: _InFlight | None = None
-    while (lease := desk.acquire(number)) is not None:
+
+    def __init__(
+        self,
+        number: int,
+        life: int,
+        device: jax.Device,
+        client: Client,
+        work: Work,
+        gate: CompileGate,
+    ):
+        self.number, self.life = number, life
+        self._device, self._client, self._work, self._gate = device, client, work, gate
+        self._args = jax.device_put(work.args, device)
+        self._now: list[_InFlight] = []
+        self._previous: list[_InFlight] = []
+        self._finished_s = self._step_s = 0.0
+        self._trainer = work.local.trainer(self._gradient) if work.local else None
+
+    @property
+    def next_seq(self) -> int:
+        """The number of the next push."""
+        return self._client.next_seq
+
+    @property
+    def wanted(self) -> int:
+        """How many leases the next push is to be made from."""
+        local = self._work.local
+        if local is None:
+            return 1
+        return self._client.local_steps(local.steps) if local.dylu else local.steps
+
+    def train(self, leases: Sequence[Lease], position: int) -> list[Update]:
+        """Computes and pushes one update.
+
+        Args:
+          leases: one, or one per local step.
+          position: how many leases of the stage were handed out before these.
+
+        Returns:
+          What became of the batches of the push before.
+        """
+        batch = self._batch(leases[0])
+        pulled = self._client.latest()
+        if self._compile(batch, pulled.params):
+            pulled = self._client.pull() or pulled  # the others went on meanwhile
+        if self._trainer is None:
+            update = self._gradient(pulled.params, batch)
+        else:
+            rate = self._work.local.rate(position)  # type: ignore[union-attr]
+            rest = self._rest(batch, leases[1:], pulled.params)
+            update = self._trainer.run(pulled.params, rest, rate).update
+        frames = float(max(1, sum(one.frames for one in self._now)))
+        seq = self._client.push(
+            update, pulled.versions, frames, steps=len(leases), step_s=self._step_s
+        )
+        for one in self._now:
+            one.seq, one.versions = seq, pulled.versions
+        done, self._previous, self._now = self._previous, self._now, []
+        return self._finished(done)
+
+    def finish(self) -> list[Update]:
+        """Waits until every push is answered; what became of the last one's batches."""
+        done, self._previous = self._previous, []
+        updates = self._finished(done)
+        self._client.flush()
+        return updates
+
+    def _batch(self, lease: Lease) -> HostBatch:
         started = time.perf_counter()
-        batch = work.batcher.make(lease, device, work.labels)
-        pulled = client.latest()
-        key = (work.step, number, batch.shape)
-        if gate.compile(key, lambda: work.step(pulled.params, batch.device, *args)):
-            pulled = client.pull() or pulled  # the others went on meanwhile
-        ready = time.perf_counter()
-        gradients, metrics = work.step(pulled.params, batch.device, *args)
-        seq = client.push(gradients, pulled.versions, frames=float(max(1, batch.frames)))
-        monitor.pushed(work.stage, number, pulled.versions, seq, lease)
-        current = _InFlight(lease, batch, seq, pulled.versions, metrics, started, ready)
-        if previous is not None:
-            _report(number, previous, work.stage, desk, monitor)
-        previous = current
-    if previous is not None:
-        _report(number, previous, work.stage, desk, monitor)
-    client.flush()
+        batch = self._work.batcher.make(lease, self._device, self._work.labels)
+        self._now.append(_InFlight(lease, batch.indices, batch.frames, started))
+        return batch
 
+    def _rest(
+        self, batch: HostBatch, leases: Sequence[Lease], params: Any
+    ) -> Iterator[tuple[HostBatch, float]]:
+        """The batches of the local steps, each made when it is its turn."""
+        yield batch, float(batch.frames)
+        for lease in leases:
+            batch = self._batch(lease)
+            self._compile(batch, params)
+            yield batch, float(batch.frames)
 
-def _report(number: int, done: _InFlight, stage: str, desk: LeaseDesk, monitor: Monitor) -> None:
-    """Waits for a step's metrics and hands them to the monitor."""
-    metrics = {name: np.asarray(value) for name, value in done.metrics.items()}
-    finished = time.perf_counter()
-    desk.complete(done.lease)
-    valid = metrics.pop('valid', None)
-    reason = metrics.pop('reason', None)
-    bad = []
-    if valid is not None and reason is not None:
-        rows = np.flatnonzero(~valid & (done.batch.indices >= 0))
-        bad = [(int(done.batch.indices[row]), int(reason[row])) for row in rows]
-    monitor.add(
-        Update(
-            stage=stage,
-            replica=number,
+    def _compile(self, batch: HostBatch, params: Any) -> bool:
+        key = (self._work.step, self._device, batch.shape)
+        return self._gate.compile(key, lambda: self._work.step(params, batch.device, *self._args))
+
+    def _gradient(self, params: Any, batch: HostBatch) -> Any:
+        current = self._now[-1]
+        current.dispatched_s = time.perf_counter()
+        gradients, current.metrics = self._work.step(params, batch.device, *self._args)
+        return gradients
+
+    def _finished(self, done: Sequence[_InFlight]) -> list[Update]:
+        """Waits for the metrics of a push's batches."""
+        updates = [self._update(one) for one in done]
+        if done:
+            begun = max(done[0].dispatched_s, self._finished_s)
+            self._finished_s = updates[-1].finished_s
+            self._step_s = (self._finished_s - begun) / len(done)
+        return updates
+
+    def _update(self, done: _InFlight) -> Update:
+        metrics = {name: np.asarray(value) for name, value in done.metrics.items()}
+        finished = time.perf_counter()
+        valid = metrics.pop('valid', None)
+        reason = metrics.pop('reason', None)
+        bad = []
+        assert done.versions is not None  # it was pushed
+        if valid is not None and reason is not None:
+            rows = np.flatnonzero(~valid & (done.indices >= 0))
+            bad = [(int(done.indices[row]), int(reason[row])) for row in rows]
+        return Update(
+            stage=self._work.stage,
+            replica=self.number,
+            life=self.life,
             seq=done.seq,
             lease=done.lease.id,
             generation=done.versions.generations[0],
             versions=done.versions.numbers,
-            frames=done.batch.frames,
+            frames=done.frames,
             metrics={name: float(value) for name, value in metrics.items()},
             invalid=bad,
             started_s=done.started_s,
             dispatched_s=done.dispatched_s,
             finished_s=finished,
         )
-    )
+
+
+@contextlib.contextmanager
+def connected(
+    server: Any,
+    number: int,
+    life: int,
+    device: jax.Device,
+    work: Work,
+    gate: CompileGate,
+    options: dict[str, Any],
+) -> Iterator[Replica]:
+    """A replica in this process; when the body fails it leaves as a crash would.
+
+    Args:
+      server: where it connects (anything with `connect`).
+      number, life, device, work, gate: see `Replica`.
+      options: of its client.
+    """
+    client = server.connect(number, device=device, life=life, **options)
+    try:
+        yield Replica(number, life, device, client, work, gate)
+    except BaseException:
+        with contextlib.suppress(ExchangeError):  # its thread may hang in a failed device
+            client.kill()
+        raise
+    client.close()

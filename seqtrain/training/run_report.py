@@ -41,6 +41,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),
         'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),
+        'replica_failures': len(run.monitor.failures),
         'skipped': len(_skipped(run)),
         'training_s': run.monitor.updates[-1].finished_s if run.monitor.updates else 0.0,
         'decoding_s': sum(s.seconds for s in run.evaluator.scores),
@@ -84,6 +85,7 @@ def write(run: Experiment, result: dict[str, Any]) -> None:
             f'{run.config.exchange.num_shards} shards, rule {run.config.exchange.rule}',
             f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
             f'jax {jax.__version__}',
+            *map(str, run.monitor.failures),
         ],
         summary={
             'updates': f'{result["updates"]:,}',

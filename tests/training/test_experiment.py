@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import json
 import re
-import threading
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from seqtrain.training import (
     experiment,
     monitor,
     replay,
-    replica,
+    serving,
     steps,
 )
 from seqtrain.training.batching import Batcher
@@ -94,7 +93,7 @@ def _plain_loop(config):
                 steps.make_align(net), params, plain, labels, [device], [range(len(data))]
             )
         log_prior = bootstrap.log_priors(labels, data.topology.num_pdfs)
-        rule, step = assembly.rule(config, kind), assembly.step(config, net, kind, data.topology)
+        rule, step = serving.rule(config, kind), assembly.step(config, net, kind, data.topology)
         args = assembly.step_args(kind, log_prior, ops.pack(data.denominator))
         # Flat, as in a shard: the compiler contracts multiply-adds differently by shape.
         flat = Partition.make(params, 1)
@@ -133,24 +132,6 @@ def test_a_finished_run_started_again_trains_no_more(make_config, tmp_path):
     again = experiment.run(config, tmp_path, quiet=True)
     assert again['wer'] == first['wer']
     assert len(monitor.read_updates(tmp_path)) == 14
-
-
-def test_a_replica_that_fails_ends_the_run_with_its_own_error(make_config, tmp_path, monkeypatch):
-    real, lock, calls = replica.run_replica, threading.Lock(), []
-
-    def run_replica(number, *args, **kwargs):
-        if number == 1:
-            with lock:
-                calls.append(number)
-            raise ZeroDivisionError('replica 1')
-        real(number, *args, **kwargs)
-
-    monkeypatch.setattr('seqtrain.training.stage.run_replica', run_replica)
-    before = threading.active_count()
-    with pytest.raises(ZeroDivisionError, match='replica 1'):
-        experiment.run(make_config(exchange__mode='sync'), tmp_path, quiet=True)
-    assert calls
-    assert threading.active_count() <= before + 1  # TensorBoard's writer may still be ending
 
 
 def test_a_damaged_checkpoint_is_named(make_config, tmp_path):
@@ -231,7 +212,7 @@ def test_replay_of_a_changed_log_differs(make_config, tmp_path):
     experiment.run(make_config(), tmp_path, quiet=True)
     log = tmp_path / monitor.PUSHES
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    rows[0][-1], rows[1][-1] = rows[1][-1], rows[0][-1]
+    rows[0][-2], rows[1][-2] = rows[1][-2], rows[0][-2]  # the leases
     log.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     assert not replay.run(tmp_path)['identical']
 

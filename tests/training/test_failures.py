@@ -1,0 +1,108 @@
+"""Replicas that fail: who takes over, how often they come back, when a run gives up; and replay."""
+
+import itertools
+import threading
+
+import pytest
+
+from seqtrain.exchange import eventlog
+from seqtrain.training import assembly, experiment, monitor, replay
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Lets steps fail: `fail_at(call)` by their number in the run, `fail_at(replica=n)` always."""
+    calls, replicas, counter, lock = set(), set(), itertools.count(), threading.Lock()
+    real = assembly.step
+
+    def step(*args, **kwargs):
+        compute = real(*args, **kwargs)
+
+        def faulty(params, batch, *rest):
+            name = threading.current_thread().name
+            with lock:
+                call = next(counter)
+            if call in calls or name in replicas:
+                raise ZeroDivisionError(f'{name}, call {call}')
+            return compute(params, batch, *rest)
+
+        return faulty
+
+    monkeypatch.setattr(assembly, 'step', step)
+
+    def plan(call=None, replica=None):
+        calls.add(call)
+        replicas.add(f'replica-{replica}')
+
+    return plan
+
+
+def applied(path):
+    events = eventlog.read(path / monitor.EVENTS)[1]
+    return [event for event in events if event.kind == 'applied' and event.shard == 0]
+
+
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_training_goes_on_when_a_replica_fails_and_replays(mode, make_config, tmp_path, fail_at):
+    fail_at(call=15)
+    config = make_config(exchange__mode=mode, exchange__num_shards=2, exchange__rule='sgd')
+    before = threading.active_count()
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert threading.active_count() <= before + 1  # TensorBoard's writer may still be ending
+    assert result['updates'] == 14
+    assert result['replica_failures'] == 1
+    (failure,) = [monitor.Failure(**row) for row in monitor._read(tmp_path / monitor.FAILURES)]
+    assert failure.action == 'is started again'
+    assert f'ZeroDivisionError: replica-{failure.replica}, call 15' in failure.error
+    assert failure.error in (tmp_path / 'report.html').read_text()
+    lives = {event.life for event in applied(tmp_path) if event.worker == failure.replica}
+    if mode == 'sync':  # each has pushed once in this stage, and has more of its share to do
+        assert failure.life in lives
+        assert max(lives) > failure.life
+    _every_lease_was_completed_once(tmp_path)
+    assert replay.run(tmp_path)['identical']
+
+
+def _every_lease_was_completed_once(path):
+    rows = monitor.read_updates(path)
+    leases = [row.lease for row in rows]
+    assert len(set(leases)) == len(leases) == 14
+    epochs = {epoch for _, epoch, _ in leases}
+    for epoch in sorted(epochs)[:-1]:  # whole epochs: whatever the failed one held was trained on
+        assert {number for _, e, number in leases if e == epoch} == set(range(4))
+
+
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_a_replica_that_fails_for_good_is_left_out(mode, make_config, tmp_path, fail_at):
+    fail_at(replica=1)
+    result = experiment.run(make_config(exchange__mode=mode), tmp_path, quiet=True)
+    assert result['updates'] == 14
+    assert result['replica_failures'] == 2  # once, and once started again
+    assert {row.replica for row in monitor.read_updates(tmp_path)} == {0}
+
+
+def test_when_no_replica_is_left_the_run_ends_with_the_first_error(make_config, tmp_path, fail_at):
+    fail_at(replica=0)
+    fail_at(replica=1)
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError, match='call 0'):
+        experiment.run(make_config(), tmp_path, quiet=True)
+    assert threading.active_count() <= before + 1
+
+
+def test_failures_in_a_row_end_the_run_however_many_restarts(make_config, tmp_path, fail_at):
+    fail_at(replica=0)
+    fail_at(replica=1)
+    with pytest.raises(ZeroDivisionError):
+        experiment.run(make_config(exchange__max_restarts=1000), tmp_path, quiet=True)
+    assert len(monitor._read(tmp_path / monitor.FAILURES)) == 3  # one more than there are replicas
+
+
+def test_what_the_last_one_held_is_done_by_one_that_had_ended(make_config, tmp_path, fail_at):
+    """Replica 1 fails with the stage's last lease when replica 0 has found no more to do."""
+    config = make_config(exchange__max_restarts=0, bootstrap__rounds=1, bootstrap__updates=2)
+    config.sequence.updates = 2
+    fail_at(replica=1)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['updates'] == 4
+    assert {row.replica for row in monitor.read_updates(tmp_path)} == {0}
