@@ -1,7 +1,7 @@
 """Aligns the transcripts of a Kaldi data directory with its recordings, by a trained run.
 
     python launch/align.py --workdir=DIR --data=KALDI_DIR --out=DIR \
-        [--reference=phones.ctm --tolerance_ms=30]
+        [--lexicon=FILE] [--reference=phones.ctm --tolerance_ms=30]
 
 Writes pdfs and phones per frame (`ali.ark`, `phones.ark` with `phones.txt`, Kaldi text archives at
 the network's output rate), `words.ctm`, `phones.ctm`, `states.ctm`, and a Praat TextGrid per
@@ -23,6 +23,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DATA = flags.DEFINE_string('data', None, 'Kaldi data directory with `text`.', required=True)
 _OUT = flags.DEFINE_string('out', None, 'Folder for the alignments.', required=True)
+_LEXICON = flags.DEFINE_string(
+    'lexicon', '', 'Pronunciations of other words, in the phones of the run.'
+)
 _REFERENCE = flags.DEFINE_string('reference', '', 'CTM of phones to compare with.')
 _TOLERANCE_MS = flags.DEFINE_float(
     'tolerance_ms', 30.0, 'How far apart boundaries may lie.', lower_bound=0.0
@@ -38,6 +41,7 @@ def main(argv):
             _WORKDIR.value,
             _DATA.value,
             _OUT.value,
+            lexicon_file=_LEXICON.value,
             reference=_REFERENCE.value,
             tolerance_ms=_TOLERANCE_MS.value,
         )

@@ -44,6 +44,7 @@ def run(
     data: str,
     out: str,
     *,
+    lexicon_file: str = '',
     reference: str = '',
     tolerance_ms: float = 30.0,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def run(
       path: the folder of a run.
       data: a Kaldi data directory with `text`.
       out: folder for the alignments; made when missing.
+      lexicon_file: pronunciations in the run's phones; '' takes the run's lexicon.
       reference: CTM of phones to compare with; '' compares with nothing.
       tolerance_ms: how far apart boundaries may lie.
 
@@ -61,6 +63,7 @@ def run(
 
     Raises:
       DataError: no utterance can be aligned.
+      LexiconError: a phone that the run does not know; names file and line.
       CtmError: a malformed reference; names file and line.
     """
     given = alignment_files.read_ctm(reference) if reference else None
@@ -68,7 +71,7 @@ def run(
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
         files = recognizer.ModelFiles.read(workdir.path / 'model')
-        lexicon = files.lexicon(workdir.path / 'model')
+        lexicon = files.lexicon(lexicon_file or workdir.path / 'model' / 'lexicon.txt')
         topology = start.topology(config, len(lexicon.phones), workdir.path)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, _ = recognizer.trained(config, workdir.path, params)

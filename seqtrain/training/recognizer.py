@@ -63,8 +63,9 @@ class ModelFiles:
     def graph(self, folder: pathlib.Path, unit: str) -> DecodingGraph:
         return DecodingGraph.read(folder / f'{unit}.fst')
 
-    def lexicon(self, folder: pathlib.Path) -> Lexicon:
-        return Lexicon.read(folder / 'lexicon.txt', phones=self.phones, silence=self.phones[0])
+    def lexicon(self, file: str | pathlib.Path) -> Lexicon:
+        """The run's lexicon (`lexicon.txt` in its folder), or another one of its phones."""
+        return Lexicon.read(file, phones=self.phones, silence=self.phones[0])
 
 
 def trained(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seqtrain.data.utterance import DataError
-from seqtrain.graphs import alignment_files, intervals
+from seqtrain.graphs import LexiconError, alignment_files, intervals
 from seqtrain.training import assembly, experiment, force_align
 from seqtrain.training.workdir import WorkdirError
 
@@ -106,6 +106,20 @@ def test_agreement_with_a_reference(trained, tmp_path):
     assert (found['within'], found['mean_ms']) == (1.0, pytest.approx(-20))
     found = force_align.run(run, data, str(out), **reference, tolerance_ms=10)['agreement']
     assert found['within'] == 0.0
+
+
+def test_another_lexicon_of_the_same_phones(trained, tmp_path):
+    run, utterances = trained
+    text = {utterances[0].id: 'blurb'}
+    data = str(kaldi_copy(utterances[:1], tmp_path / 'data', text))
+    lexicon = tmp_path / 'lexicon.txt'
+    lexicon.write_text('blurb Z IH R OW\n')
+    force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
+    words = alignment_files.read_ctm(tmp_path / 'out' / 'words.ctm')[utterances[0].id]
+    assert [part.label for part in words] == ['blurb']
+    lexicon.write_text('blurb B L ER\nblurb B L QQ\n')
+    with pytest.raises(LexiconError, match=r'lexicon\.txt:\d: unknown phone'):
+        force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
 
 
 def test_bad_input_says_what_to_do(trained, tmp_path):
