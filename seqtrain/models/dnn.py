@@ -51,16 +51,22 @@ class Dnn(nnx.Module):
     def subsampling(self) -> int:
         return self.config.subsampling
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """Input frames before and after frame s·u that output frame u depends on."""
+        return self.config.left, self.config.right
+
     def __call__(
         self,
         features: Float[Array, 'B T F'],
         lengths: Int[Array, 'B'],
         dropout_key: jax.Array | None = None,
+        starts: Int[Array, 'B'] | None = None,
     ) -> Float[Array, 'B U P']:
         """Logits at the output rate; arguments as `Tdnn.__call__`."""
         config = self.config
         x = layers.splice(
-            layers.mask_padding(features, lengths), range(-config.left, config.right + 1)
+            layers.mask_padding(features, lengths, starts), range(-config.left, config.right + 1)
         )
         x = layers.subsample(x, config.subsampling)
         for i, linear in enumerate(self.hidden):

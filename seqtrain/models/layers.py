@@ -10,9 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def mask_padding(x: Float[Array, 'B T F'], lengths: Int[Array, 'B']) -> Float[Array, 'B T F']:
-    """Sets every frame t >= lengths[b] to zero, whatever it held (NaN included)."""
-    valid = jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]
+def mask_padding(
+    x: Float[Array, 'B T F'],
+    lengths: Int[Array, 'B'],
+    starts: Int[Array, 'B'] | None = None,
+) -> Float[Array, 'B T F']:
+    """Sets every frame t >= lengths[b] to zero, whatever it held (NaN included).
+
+    With `starts` also every frame t < starts[b]: windows that reach beyond an utterance's edges.
+    """
+    frames = jnp.arange(x.shape[1])[None, :, None]
+    valid = frames < lengths[:, None, None]
+    if starts is not None:
+        valid &= frames >= starts[:, None, None]
     return jnp.where(valid, x, 0.0)
 
 

@@ -55,32 +55,46 @@ class Tdnn(nnx.Module):
     def subsampling(self) -> int:
         return self.config.subsampling
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """Input frames before and after frame s·u that output frame u depends on."""
+        config = self.config
+        count = len(config.offsets)
+        early = config.subsample_after
+        rates = [1 if i < early else config.subsampling for i in range(count)]
+        spliced = list(zip(config.offsets, rates, strict=True))
+        before = sum(rate * max(0, -min(offsets)) for offsets, rate in spliced)
+        return before, sum(rate * max(0, *offsets) for offsets, rate in spliced)
+
     def __call__(
         self,
         features: Float[Array, 'B T F'],
         lengths: Int[Array, 'B'],
         dropout_key: jax.Array | None = None,
+        starts: Int[Array, 'B'] | None = None,
     ) -> Float[Array, 'B U P']:
         """Logits at the output rate; U = ceil(T / subsampling).
 
         Args:
           features: normalised features; the content of padding frames is ignored.
-          lengths: valid input frames.
+          lengths: valid input frames; with `starts` the frame after the last valid one.
           dropout_key: typed PRNG key while training; None turns dropout off.
+          starts: first valid frames, multiples of the subsampling; None for 0.
         """
         config = self.config
-        x = layers.mask_padding(features, lengths)
+        x = layers.mask_padding(features, lengths, starts)
         for i, (offsets, linear, norm) in enumerate(
             zip(config.offsets, self.hidden, self.norms, strict=True)
         ):
             if i == config.subsample_after:
                 x = layers.subsample(x, config.subsampling)
                 lengths = layers.subsampled_lengths(lengths, config.subsampling)
+                starts = None if starts is None else starts // config.subsampling
             y = norm(jax.nn.relu(linear(layers.splice(x, offsets))))
             if dropout_key is not None and config.dropout > 0:
                 key = jax.random.fold_in(dropout_key, i)
                 y = self.dropout(y, deterministic=False, rngs=key)
-            x = layers.mask_padding(y + x if i > 0 else y, lengths)
+            x = layers.mask_padding(y + x if i > 0 else y, lengths, starts)
         if len(config.offsets) <= config.subsample_after:
             x = layers.subsample(x, config.subsampling)
         return self.output(x)

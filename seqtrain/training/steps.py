@@ -27,20 +27,26 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model without its parameters: what all replicas share."""
+    """A model without its parameters: what all replicas share.
+
+    `context` is the number of input frames before and after its own that an output depends on.
+    """
 
     graphdef: nnx.GraphDef
     subsampling: int
+    context: tuple[int, int]
 
     @classmethod
     def make(cls, model: models.Tdnn | models.Dnn) -> tuple['Network', Params]:
         """Splits a model into the shared part and its parameters (a pytree)."""
         graphdef, params = nnx.split(model)
-        return cls(graphdef, model.subsampling), nnx.to_pure_dict(params)
+        return cls(graphdef, model.subsampling, model.context), nnx.to_pure_dict(params)
 
-    def __call__(self, params: Params, features, lengths, key=None) -> Float[Array, 'B U P']:
+    def __call__(
+        self, params: Params, features, lengths, key=None, starts=None
+    ) -> Float[Array, 'B U P']:
         model = nnx.merge(self.graphdef, params)
-        return model(features, lengths, key)
+        return model(features, lengths, key, starts)
 
     def output_lengths(self, lengths: Int[Array, 'B']) -> Int[Array, 'B']:
         return models.subsampled_lengths(lengths, self.subsampling)
