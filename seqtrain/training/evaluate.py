@@ -139,14 +139,12 @@ def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[s
 def _recognizers(
     config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
 ) -> dict[str, recognizer.Recognizer]:
-    texts = data.features.texts
-    graphs = {
-        'word': recognizer.word_graph(
-            texts, data.lexicon, data.topology, config.graph.word_lm_order, config.graph.word_lm
-        )
-    }
+    made_of = (data.features.texts, data.lexicon, data.topology)
+    cache = devices.cache_root(config.data.cache_dir) / 'graphs'
+    word_lm = (config.graph.word_lm_order, config.graph.word_lm)
+    graphs = {'word': recognizer.word_graph(*made_of, *word_lm, cache)}
     if config.decode.phone_error_rate:
-        graphs['phone'] = recognizer.phone_graph(texts, data.lexicon, data.topology)
+        graphs['phone'] = recognizer.phone_graph(*made_of, cache)
     files = recognizer.ModelFiles(
         data.features.dim,
         data.topology.num_pdfs,

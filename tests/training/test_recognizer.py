@@ -1,0 +1,40 @@
+"""What a recogniser is made of: graphs from the cache, model files that come back as they were."""
+
+import pytest
+
+from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
+from seqtrain.training import recognizer
+from seqtrain.training.workdir import WorkdirError
+
+LEXICON = Lexicon.from_dict({'yes': ['Y EH S', 'Y AE'], 'no': 'N OW'})
+TOPOLOGY = Topology.make('chain', len(LEXICON.phones))
+TEXTS = ('yes no', 'no')
+
+
+def test_graphs_are_kept_and_not_built_again(tmp_path, monkeypatch):
+    word = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 2, cache_dir=tmp_path)
+    recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, tmp_path)
+    assert len(list(tmp_path.glob('*.fst'))) == 2
+    monkeypatch.setattr('seqtrain.graphs.hlg._build', None)  # may not build again
+    again = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 2, cache_dir=tmp_path)
+    assert again.words == word.words == ('<eps>', 'no', 'yes')
+    assert recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, tmp_path).num_pdfs == 2 * 7
+
+
+def test_a_given_language_model_may_have_words_without_pronunciation(tmp_path):
+    model = NGramLm.estimate([['yes', 'perhaps'], ['no']], 2)
+    arpa.write(model, tmp_path / 'lm.arpa')
+    graph = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 1, str(tmp_path / 'lm.arpa'))
+    assert graph.words == ('<eps>', 'no', 'yes')
+
+
+def test_model_files_come_back(tmp_path):
+    graphs = {'word': recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 0)}
+    files = recognizer.ModelFiles(40, 14, 8000, ('word',), LEXICON.phones)
+    files.write(tmp_path, graphs, LEXICON)
+    again = recognizer.ModelFiles.read(tmp_path)
+    assert again == files
+    assert again.lexicon(tmp_path / 'lexicon.txt') == LEXICON
+    assert again.graph(tmp_path, 'word').words == graphs['word'].words
+    with pytest.raises(WorkdirError, match='not there yet'):
+        recognizer.ModelFiles.read(tmp_path / 'none')
