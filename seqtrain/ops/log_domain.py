@@ -40,40 +40,39 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
         return weight + view.take(frame, graph.pdf) + view.take(beta, graph.dst)
 
     def backward(carry, step):
-        beta, log_scale = carry
+        post, log_scale = carry
         frame, active_t = step
-        post = sum_at(view, arcs_out(frame, beta), graph.src)
-        top = finite(view.largest(post))
-        post = post - view.spread(top)
-        pre = leak_backward(view, post, initial, leaky)
-        keep = view.spread(active_t)
-        after = (jnp.where(keep, pre, beta), log_scale + jnp.where(active_t, top, 0.0))
-        # A frame before the end uses what this step made; `beta` is what its arcs lead to.
-        return after, (beta, jnp.where(keep, post, beta), jnp.where(active_t, top, 0.0))
+        target = leak_backward(view, post, initial, leaky)
+        new = sum_at(view, arcs_out(frame, target), graph.src)
+        top = finite(view.largest(new))
+        new = jnp.where(view.spread(active_t), new - view.spread(top), post)
+        top = jnp.where(active_t, top, 0.0)
+        return (new, log_scale + top), (post, top)
 
-    last_post = jnp.broadcast_to(final, shape)
-    last_pre = leak_backward(view, last_post, initial, leaky)
-    carry = (last_pre, jnp.zeros(scores.shape[0], scores.dtype))
-    (first, log_scale), (target, post, top) = jax.lax.scan(
-        backward, carry, (frames, active), reverse=True
-    )
+    # One history of states; what the leak adds is computed again on the way forward.
+    carry = (jnp.broadcast_to(final, shape), jnp.zeros(scores.shape[0], scores.dtype))
+    (post, log_scale), history = jax.lax.scan(backward, carry, (frames, active), reverse=True)
+    first = leak_backward(view, post, initial, leaky)
     start = initial + first
     log_z = sum_states(view, start)
     flow = jnp.exp(minus(start, view.spread(finite(log_z))))
 
-    def forward(flow, step):
-        frame, active_t, target_t, post_t, top_t = step
-        flow_post = _flow_leak(view, flow, post_t, initial, leaky)
-        share = minus(arcs_out(frame, target_t) - view.spread(top_t), view.take(post_t, graph.src))
+    def forward(carry, step):
+        flow, post = carry
+        frame, active_t, (next_post, top_t) = step
+        target = leak_backward(view, next_post, initial, leaky)
+        flow_post = _flow_leak(view, flow, post, initial, leaky)
+        share = minus(arcs_out(frame, target) - view.spread(top_t), view.take(post, graph.src))
         moved = view.take(flow_post, graph.src) * jnp.exp(share)
         keep = view.spread(active_t)
         moved = jnp.where(keep, moved, 0.0)
         total = view.total(moved)
         moved = moved / view.spread(jnp.where(total > 0, total, 1.0))
         new = view.add_at(moved, graph.dst, graph.num_states, is_sorted=True)
-        return jnp.where(keep, new, flow), view.add_at(moved, graph.pdf, view.num_pdfs)
+        after = (jnp.where(keep, new, flow), next_post)
+        return after, view.add_at(moved, graph.pdf, view.num_pdfs)
 
-    _, gamma = jax.lax.scan(forward, flow, (frames, active, target, post, top))
+    _, gamma = jax.lax.scan(forward, (flow, post), (frames, active, history))
     return log_z + log_scale, view.utterances_first(gamma)
 
 
