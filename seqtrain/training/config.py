@@ -16,6 +16,7 @@ T = TypeVar('T')
 def default() -> ml_collections.ConfigDict:
     """Every field of an experiment; `configs/*.py` change some of them."""
     config = ml_collections.ConfigDict({'name': 'experiment', 'seed': 0})
+    config.start_from = ''  # folder of a run whose network and alignments this one begins with
     config.data = _data()
     config.spec_augment = _spec_augment()
     config.features = _features()

@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
 def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
     with Workdir(path, config.to_dict()) as workdir:
         before = {}
-        if start.is_tied(config):
+        if start.needs_monophones(config):
             before = _monophone_run(config, path / start.MONO, quiet)
         experiment = Experiment(config, workdir, quiet)
         try:

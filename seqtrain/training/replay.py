@@ -45,7 +45,7 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
         checkpoints.close()
         if position is None or not (workdir.path / 'result.json').exists():
             raise WorkdirError(f'{workdir.path} holds no finished run: let launch/train.py end.')
-        before = run(workdir.path / start.MONO) if start.is_tied(config) else None
+        before = run(workdir.path / start.MONO) if start.needs_monophones(config) else None
         recorded = Recorded(config, workdir.path)
         stores = exchange.replay(
             recorded.events,

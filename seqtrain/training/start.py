@@ -7,14 +7,18 @@ ended, a run of its own in the folder `mono/` with its own server and checkpoint
                                         └─► hidden layers; an output per tied state, a copy of the
                                             monophone's, so that training goes on where it stood
 
+With `config.start_from` a run begins where another one ended: several criteria from one network.
+
 All of this is a function of the config and of that run's end, so that it can be made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +28,17 @@ import scipy.fft
 
 from seqtrain.graphs import TiedTopology, Topology, relabel, segments, tie_by_counts, tree
 from seqtrain.training import align, assembly, devices, recognizer, steps
+from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.leasing import parts
 from seqtrain.training.prepare import TrainingData
+from seqtrain.training.workdir import WorkdirError
 
 logger = logging.getLogger(__name__)
 
 MONO = 'mono'
 _CONTEXTS = {'mono': '', 'biphone': 'left', 'triphone': 'both'}
+_TYING = pathlib.Path('model') / 'tying.npz'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +79,11 @@ def is_tied(config: ml_collections.ConfigDict) -> bool:
     return True
 
 
+def needs_monophones(config: ml_collections.ConfigDict) -> bool:
+    """Whether a monophone run in the folder `mono/` has to come first."""
+    return is_tied(config) and not config.start_from
+
+
 def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config of the monophone run that comes before a run with tied states."""
     mono = config.copy_and_resolve_references()
@@ -89,6 +101,8 @@ def begin(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
       folder: the run's; with tied states it holds the finished monophone run and gets
         `model/tying.npz`.
     """
+    if config.start_from:
+        return _continued(config, folder)
     if is_tied(config):
         return _tied(config, folder)
     data = assembly.training_data(config)
@@ -109,7 +123,7 @@ def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib
     base = assembly.graph_config(config).monophones(num_phones)
     if not is_tied(config):
         return base
-    return TiedTopology.read(folder / 'model' / 'tying.npz', base)
+    return TiedTopology.read(folder / _TYING, base)
 
 
 def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
@@ -127,12 +141,45 @@ def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
     )
     tied = tie(config.graph, data, labels)
     (folder / 'model').mkdir(exist_ok=True)
-    tied.write(folder / 'model' / 'tying.npz')
+    tied.write(folder / _TYING)
     logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, data.topology.num_pdfs)
     tied_labels = [relabel(one, data.topology, tied) for one in labels]
     tied_data = assembly.training_data(config, tied)
     net, fresh = assembly.network(config, data.features.dim, tied.num_pdfs)
     return Start(tied_data, net, widen(params, fresh, tied.base_pdf), tied_labels)
+
+
+def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+    """Network, tying and alignments of the newest checkpoint in `config.start_from`."""
+    source = pathlib.Path(config.start_from)
+    if not (source / 'config.json').is_file():
+        raise WorkdirError(f'config.start_from: {source} holds no run.')
+    before = config_lib.from_json(json.loads((source / 'config.json').read_text()))
+    _check_same(config, before)
+    if is_tied(config):
+        (folder / _TYING).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / _TYING, folder / _TYING)
+    begun = resume(config, folder)
+    params, position = recognizer.trained(before, source, begun.params)
+    lengths = begun.data.output_lengths
+    if len(position.labels) != lengths.sum():
+        raise WorkdirError(f'config.start_from: {source} was trained on other utterances.')
+    labels = np.split(position.labels, np.cumsum(lengths)[:-1])
+    return dataclasses.replace(begun, params=params, labels=labels)
+
+
+def _check_same(config: ml_collections.ConfigDict, before: ml_collections.ConfigDict) -> None:
+    """The network can be taken over only where its inputs, shape and outputs are the same."""
+    for part in ('features', 'model', 'graph'):
+        for name, value in config[part].items():
+            if part == 'graph' and name not in ('topology', 'context'):
+                continue
+            other = before[part][name]
+            if json.dumps(value) != json.dumps(other):  # JSON has no tuples
+                raise WorkdirError(
+                    f'config.{part}.{name} is {value!r}, but {other!r} in '
+                    f'{config.start_from}: set it to the same, or start from another run.'
+                )
 
 
 def tie(

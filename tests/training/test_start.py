@@ -8,7 +8,7 @@ import pytest
 
 from seqtrain.graphs import segments
 from seqtrain.training import assembly, experiment, monitor, recognizer, replay, start
-from seqtrain.training.workdir import Workdir
+from seqtrain.training.workdir import Workdir, WorkdirError
 
 TREE = {'graph__context': 'triphone', 'graph__num_tied': 60, 'graph__min_count': 8}
 COUNTS = {'graph__context': 'biphone', 'graph__tying': 'count', 'graph__min_count': 5}
@@ -115,3 +115,33 @@ def test_without_sequence_updates_cross_entropy_is_the_end(make_config, tmp_path
     result = experiment.run(config, tmp_path, quiet=True)
     assert result['criterion'] == 'ce'
     assert (result['updates'], result['wer']) == (4, result['wer_ce'])
+
+
+def test_another_criterion_from_the_same_network(make_config, tmp_path):
+    before = make_config(**COUNTS, **SHORT, sequence__updates=0)
+    trained = experiment.run(before, tmp_path / 'ce', quiet=True)
+    after = make_config(
+        **COUNTS, **SHORT, start_from=str(tmp_path / 'ce'), sequence__criterion='smbr'
+    )
+    after.bootstrap.rounds = 0
+    result = experiment.run(after, tmp_path / 'smbr', quiet=True)
+    # What it begins with is scored as 'ce' and is what the other run ended with.
+    assert result['wer_ce'] == trained['wer']
+    assert not (tmp_path / 'smbr' / start.MONO).exists()
+    assert replay.run(tmp_path / 'smbr')['identical']
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'model__num_hidden': 8}, 'model.num_hidden is 8, but 16'),
+        ({'data__max_train': 6}, 'other utterances'),
+        ({'start_from': 'nowhere'}, 'holds no run'),
+    ],
+)
+def test_a_run_that_cannot_go_on(make_config, tmp_path, change, reason):
+    short = {**SHORT, 'sequence__updates': 0}
+    experiment.run(make_config(**short), tmp_path / 'ce', quiet=True)
+    config = make_config(**{'start_from': str(tmp_path / 'ce'), **change})
+    with pytest.raises(WorkdirError, match=reason):
+        experiment.run(config, tmp_path / 'next', quiet=True)
