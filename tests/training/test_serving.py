@@ -1,0 +1,132 @@
+"""Every way to exchange updates, by config: rules, local steps, codecs, DyLU, backups; replayed."""
+
+import numpy as np
+import pytest
+
+from seqtrain.exchange import ReplayError, eventlog
+from seqtrain.training import config as config_lib
+from seqtrain.training import experiment, monitor, replay, serving
+
+SMALL = {
+    'bootstrap__rounds': 1,
+    'bootstrap__updates': 12,
+    'sequence__updates': 0,
+    'data__max_test': 2,
+}
+THRESHOLDS = {'keep': 0.5, 'shrink': 0.5, 'max_shrink': 0.5, 'turn': 0.5, 'kappa': 1.0}
+HELOCO = {f'rule_options__{name}': value for name, value in THRESHOLDS.items()}
+SYNC = {'mode': 'sync'}
+KINDS = {
+    'bfloat16': {'codec': 'bfloat16'},
+    'int8': {'codec': 'int8', 'rule': 'downpour_adagrad'},
+    'cgad': {'rule': 'cgad', 'rule_options__alpha': 0.1, 'rule_options__cutoff': 8.0},
+    'dc_asgd_adaptive': {'rule': 'dc_asgd_adaptive', 'scale_by_frames': True},
+    'backup': {**SYNC, 'backup_replicas': 1},
+    'easgd': {'rule': 'easgd', 'local_steps': 2},
+    'averaging': {'rule': 'averaging', 'local_steps': 2},
+    'block_momentum': {**SYNC, 'rule': 'block_momentum', 'local_steps': 2, 'keep_state': False},
+    'delayed_nesterov': {'rule': 'delayed_nesterov', 'local_steps': 2, 'dylu': True},
+    'momentum_lookahead': {'rule': 'momentum_lookahead', 'local_steps': 3, 'codec': 'int8'},
+    'heloco': {'rule': 'heloco', 'local_steps': 2, 'local_optimizer': 'adam', **HELOCO},
+}
+QUICK = ('int8', 'backup', 'heloco')
+
+
+def exchange(**settings):
+    return {f'exchange__{name}': value for name, value in settings.items()}
+
+
+@pytest.mark.parametrize(
+    'kind', [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
+def test_every_kind_of_exchange_trains_and_replays(kind, make_config, tmp_path):
+    config = make_config(**SMALL, exchange__num_shards=2, **exchange(**KINDS[kind]))
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['updates'] == 12
+    rows = monitor.read_updates(tmp_path)
+    steps = config.exchange.local_steps
+    leases = [push.leases for push in monitor.read_pushes(tmp_path).values()]
+    assert sum(map(len, leases)) == 12
+    assert max(map(len, leases)) == steps
+    events = eventlog.read(tmp_path / monitor.EVENTS)[1]
+    pushed = {(e.worker, e.seq): e.steps for e in events if e.kind in ('applied', 'rejected')}
+    assert sum(pushed.values()) == 12
+    assert np.isfinite([row.metrics['loss'] for row in rows]).all()
+    replayed = replay.run(tmp_path)
+    assert replayed['identical']
+    assert replayed['pushes'] == len(pushed)
+
+
+def test_replay_says_when_what_a_local_optimiser_saw_is_missing(make_config, tmp_path):
+    config = make_config(
+        **SMALL, **exchange(rule='averaging', local_steps=2, num_replicas=1, num_shards=1)
+    )
+    experiment.run(config, tmp_path, quiet=True)
+    log = tmp_path / monitor.EVENTS
+    header, events = eventlog.read(log)
+    log.unlink()
+    with eventlog.EventLog(log, header) as kept:
+        for event in events:
+            if event.seq != 1:
+                kept.append(event)
+    with pytest.raises(ReplayError):
+        replay.run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'rule': 'nag'}, 'nag.*choose'),
+        ({'codec': 'zip'}, 'choose none or bfloat16'),
+        ({'local_optimizer': 'lion', 'local_steps': 2}, 'choose adam'),
+        ({'rule': 'easgd'}, 'set local_steps to 2'),
+        ({'rule': 'heloco', **HELOCO}, 'set local_steps to 2'),
+        ({'rule': 'heloco', 'local_steps': 2}, 'rule_options.keep'),
+        ({'rule': 'cgad'}, 'rule_options.alpha'),
+        ({'rule': 'adam', 'local_steps': 4}, 'set local_steps=1.*heloco'),
+        ({'rule': 'block_momentum', 'local_steps': 2}, 'mode=sync'),
+        ({'rule': 'easgd', 'local_steps': 2, **SYNC}, 'mode=async'),
+        ({'rule': 'easgd', 'local_steps': 2, 'codec': 'int8'}, 'codec to none'),
+        ({'rule': 'easgd', 'local_steps': 2, 'scale_by_frames': True}, 'scale_by_frames'),
+        ({'local_steps': 0}, 'at least 1'),
+        ({'dylu': True}, 'local_steps of 2'),
+        ({'backup_replicas': 1}, 'mode=sync'),
+        ({'backup_replicas': 2, **SYNC}, 'smaller than num_replicas'),
+        ({'ray_replicas': True}, 'transport=ray'),
+    ],
+)
+def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_path):
+    config = make_config(**exchange(**settings))
+    with pytest.raises(ValueError, match=message):
+        experiment.run(config, tmp_path / 'never', quiet=True)
+    assert not (tmp_path / 'never').exists()
+
+
+def test_every_rule_is_made_in_one_of_its_modes():
+    for name, rule in serving.RULES.items():
+        config = config_lib.default()
+        config.exchange.rule, config.exchange.mode = name, rule.modes[-1]
+        config.exchange.local_steps = 1 if rule.pushed in ('gradient', 'either') else 4
+        for option in config.exchange.rule_options:
+            config.exchange.rule_options[option] = 0.5
+        serving.check(config)
+        for kind in ('ce', 'sequence'):
+            assert serving.rule(config, kind) is not None
+
+
+def test_options_survive_the_way_through_json(make_config):
+    config = make_config(exchange__rule_options__alpha=0.25)
+    again = config_lib.from_json(config.to_dict())
+    assert again.exchange.rule_options.alpha == 0.25
+    assert again.exchange.rule_options.cutoff is None
+
+
+def test_the_local_learning_rate_decays_over_the_stage(make_config):
+    config = make_config(exchange__local_steps=2, sequence__updates=100)
+    local = serving.local_training(config, 'sequence')
+    assert local.rate(0) == config.sequence.learning_rate
+    assert local.rate(100) == pytest.approx(config.sequence.final_learning_rate)
+    config.exchange.local_learning_rate = 0.5
+    assert serving.local_training(config, 'ce').rate(7) == 0.5
+    config.exchange.local_steps = 1
+    assert serving.local_training(config, 'ce') is None
