@@ -25,6 +25,7 @@ def default() -> ml_collections.ConfigDict:
     config.exchange = _exchange()
     config.bootstrap = _bootstrap()
     config.sequence = _sequence()
+    config.lattice = _lattice()
     config.decode = _decode()
     config.checkpoint = _checkpoint()
     return config.lock()
@@ -184,7 +185,8 @@ def _bootstrap() -> ml_collections.ConfigDict:
 def _sequence() -> ml_collections.ConfigDict:
     """The stage of the sequence criterion."""
     part = ml_collections.ConfigDict()
-    part.criterion = 'mmi'  # lattice-free; or smbr, mpe
+    part.criterion = 'mmi'  # or smbr, mpe
+    part.graph = 'lattice_free'  # or lattice: see the section lattice
     part.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
     part.updates = 150
     part.learning_rate = 1e-3
@@ -192,6 +194,25 @@ def _sequence() -> ml_collections.ConfigDict:
     part.leaky = 0.0
     part.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
     part.output_l2 = 1e-4
+    part.one_silence_class = True  # smbr, mpe: any silence is right where the reference is silent
+    part.drop_frames = False  # mmi: no gradient where the reference is not in the lattice
+    return part
+
+
+def _lattice() -> ml_collections.ConfigDict:
+    """Lattices of the sequence stage, see `training.lattice.LatticeConfig`."""
+    part = ml_collections.ConfigDict()
+    part.mode = 'decode'  # lattices for every batch; or epoch, outer: kept for a while
+    part.epochs_per_lattice = 1
+    part.ahead = True  # made while the device works on the batch before
+    part.beam = 13.0
+    part.lattice_beam = 7.0
+    part.max_active = 5000
+    part.acoustic_scale = 0.1  # κ
+    part.word_lm_order = 1
+    part.threads = 1
+    part.batches_per_block = 4  # outer: frames are shuffled within so many batches
+    part.correction = False  # outer, mmi: old derivatives are moved to the new outputs
     return part
 
 

@@ -25,6 +25,7 @@ from seqtrain.training import (
     bootstrap,
     devices,
     evaluate,
+    lattice_stage,
     run_report,
     serving,
     start,
@@ -33,6 +34,7 @@ from seqtrain.training import (
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.fleet import Fleet, run_stage
+from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
 from seqtrain.training.replica import CompileGate, Replica, Work, connected
@@ -105,7 +107,9 @@ class Experiment:
         self.data, self.network = begun.data, begun.network
         self.evaluator = evaluate.Evaluator.make(config, self.data, workdir)
         self.batcher = assembly.batcher(config, self.data)
-        self.denominator = jax.device_get(ops.pack(self.data.denominator))
+        self.denominator = None
+        if not lattice_stage.on_lattices(config):
+            self.denominator = jax.device_get(ops.pack(self.data.denominator))
         self.devices = devices.replica_devices(config.exchange.num_replicas)
         self.book = lease_book(config, self.data)
         self.gate = CompileGate()
@@ -191,6 +195,7 @@ class Experiment:
             self.batcher,
             self.labels,
             serving.local_training(self.config, stage.kind),
+            self._lattices(stage),
         )
         desk = LeaseDesk(
             self.book,
@@ -225,6 +230,13 @@ class Experiment:
             )
         finally:
             checkpoint()
+
+    def _lattices(self, stage: Stage) -> LatticeWork | None:
+        """What the replicas need to make lattices, where the stage is on lattices."""
+        if stage.kind == 'ce' or not lattice_stage.on_lattices(self.config):
+            return None
+        params = self.server.params().params
+        return lattice_stage.make(self.config, self.data, self.network, self.workdir.path, params)
 
     def _save(self, leases: dict[str, Any]) -> None:
         stage, completed = self._stage, self._completed

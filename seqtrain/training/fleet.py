@@ -12,6 +12,7 @@ unusable, Ctrl-C) end the run.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import queue
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 from seqtrain.data.leases import Lease
 from seqtrain.exchange import ExchangeError
 from seqtrain.training import errors
-from seqtrain.training.leasing import LeaseDesk
+from seqtrain.training.leasing import Grant, LeaseDesk
 from seqtrain.training.monitor import Failure, Monitor, Update
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,13 @@ class ReplicaLike(Protocol):
     def wanted(self) -> int:
         """How many leases the next push is to be made from."""
 
-    def train(self, leases: Sequence[Lease], position: int) -> list[Update]:
+    @property
+    def horizon(self) -> int:
+        """How many pushes beyond the next one it wants to know the leases of."""
+
+    def train(
+        self, leases: Sequence[Lease], position: int, following: Sequence[Lease] = ()
+    ) -> list[Update]:
         """Computes and pushes one update; what became of earlier ones."""
 
     def finish(self) -> list[Update]:
@@ -193,10 +200,19 @@ class _StageRun:
     def _drive(self, replica: ReplicaLike, number: int, life: int) -> None:
         """A replica's thread: from lease to lease until the desk has no more."""
         seq = replica.next_seq
-        while (grant := self._desk.take(number, replica.wanted)) is not None:
-            self._monitor.pushing(self._stage, number, life, seq, grant)
+        waiting: collections.deque[Grant] = collections.deque()
+        while True:
+            while len(waiting) <= replica.horizon:
+                if (grant := self._desk.take(number, replica.wanted)) is None:
+                    break
+                waiting.append(grant)
+            if not waiting:
+                break
+            now = waiting.popleft()
+            self._monitor.pushing(self._stage, number, life, seq, now)
             seq += 1
-            self._take(replica.train(grant.leases, grant.position))
+            following = [later.leases[0] for later in waiting]
+            self._take(replica.train(now.leases, now.position, following))
         self._take(replica.finish())
 
     def _take(self, updates: Sequence[Update]) -> None:

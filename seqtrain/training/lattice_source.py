@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from seqtrain.data.leases import Lease
-from seqtrain.exchange.courier import Pulled, Versions
+from seqtrain.exchange import Pulled, Versions
 from seqtrain.training import lattice
 from seqtrain.training.batching import HostBatch
 from seqtrain.training.lattice import LatticeConfig, LatticeMaker, Made
@@ -75,6 +75,15 @@ class LatticeWork:
     forward: Callable[..., Any]
     store: LatticeStore = dataclasses.field(default_factory=LatticeStore)
 
+    @property
+    def horizon(self) -> int:
+        """How many leases a source wants to know beyond the one that it is asked for."""
+        return int(self.config.ahead)
+
+    def source(self, device: jax.Device, compile: Compile) -> LatticeSource:
+        """A replica's source."""
+        return LatticeSource(self, device, compile)
+
     def period(self, lease: Lease) -> int:
         """Lattices of one period serve each other's epochs."""
         return lease.epoch // self.config.epochs_per_lattice
@@ -109,13 +118,21 @@ class LatticeSource:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='lattices')
         self._waiting: dict[tuple[int, int, int], Future[_Prepared]] = {}
 
-    def prepare(self, lease: Lease, pulled: Pulled) -> None:
-        """Begins to make the lattices of a lease that will be trained on next."""
-        if self._work.config.ahead:
-            self._waiting[lease.id] = self._begin(lease, pulled)
+    def prepare(self, following: Sequence[Lease], pulled: Pulled) -> None:
+        """Begins to make the lattices of the leases that will be trained on next."""
+        known = {
+            lease.id: self._waiting.get(lease.id) or self._begin(lease, pulled)
+            for lease in following
+        }
+        self._waiting = known
 
     def complete(
-        self, lease: Lease, batch: HostBatch, pulled: Pulled, busy: Any = None
+        self,
+        lease: Lease,
+        batch: HostBatch,
+        pulled: Pulled,
+        following: Sequence[Lease] = (),
+        busy: Any = None,
     ) -> HostBatch:
         """The batch with its lattices.
 
@@ -124,9 +141,10 @@ class LatticeSource:
           batch: without lattices.
           pulled: the parameters that will back-propagate; they also make the lattices that nobody
             has begun to make.
+          following: the leases after this one.
           busy: arrays of the step before; the device counts as idle only when they are there.
         """
-        future = self._waiting.pop(lease.id, None) or self._begin(lease, pulled)
+        future = self._waiting.get(lease.id) or self._begin(lease, pulled)
         idle_s = 0.0
         if not future.done():
             jax.block_until_ready(busy)

@@ -46,6 +46,7 @@ class Update:
       started_s, dispatched_s, finished_s: when the host began the batch, when the step was given
         to the device, when its metrics were there; seconds of training.
       number: counts the run's updates from 1; given by the monitor.
+      reasons: (utterance, sentence) of utterances that have no lattice.
     """
 
     stage: str
@@ -62,6 +63,7 @@ class Update:
     finished_s: float
     number: int = 0
     life: int = 0
+    reasons: list[tuple[int, str]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +227,7 @@ def read_updates(folder: pathlib.Path) -> list[Update]:
     for row in _read(folder / UPDATES):
         row['lease'], row['versions'] = tuple(row['lease']), tuple(row['versions'])
         row['invalid'] = [tuple(pair) for pair in row['invalid']]
+        row['reasons'] = [tuple(pair) for pair in row.get('reasons', [])]
         updates.append(Update(**row))
     return updates
 

@@ -23,8 +23,9 @@ import numpy as np
 import optax
 
 from seqtrain.data.leases import Lease
-from seqtrain.exchange import Client, ExchangeError, LocalTrainer, Versions
+from seqtrain.exchange import Client, ExchangeError, LocalTrainer, Pulled, Versions
 from seqtrain.training.batching import Batcher, HostBatch
+from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.monitor import Update
 
 
@@ -71,6 +72,7 @@ class Work:
       batcher: makes batches of leases.
       labels: an alignment per utterance, or None.
       local: how to train between pushes; None pushes gradients.
+      lattices: how batches get their lattices; None: they need none.
     """
 
     stage: str
@@ -79,6 +81,7 @@ class Work:
     batcher: Batcher
     labels: Sequence[np.ndarray] | None
     local: LocalTraining | None = None
+    lattices: LatticeWork | None = None
 
 
 class CompileGate:
@@ -112,6 +115,8 @@ class _InFlight:
     started_s: float
     dispatched_s: float = 0.0
     metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    host_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict)
     seq: int = -1
     versions: Versions | None = None
 
@@ -144,6 +149,12 @@ class Replica:
         self._previous: list[_InFlight] = []
         self._finished_s = self._step_s = 0.0
         self._trainer = work.local.trainer(self._gradient) if work.local else None
+        self._lattices = work.lattices.source(device, gate.compile) if work.lattices else None
+
+    @property
+    def horizon(self) -> int:
+        """How many pushes beyond the next one it wants to know the leases of."""
+        return self._work.lattices.horizon if self._work.lattices else 0
 
     @property
     def next_seq(self) -> int:
@@ -158,29 +169,36 @@ class Replica:
             return 1
         return self._client.local_steps(local.steps) if local.dylu else local.steps
 
-    def train(self, leases: Sequence[Lease], position: int) -> list[Update]:
+    def train(
+        self, leases: Sequence[Lease], position: int, following: Sequence[Lease] = ()
+    ) -> list[Update]:
         """Computes and pushes one update.
 
         Args:
           leases: one, or one per local step.
           position: how many leases of the stage were handed out before these.
+          following: the first lease of each of the next pushes, as far as they are known.
 
         Returns:
           What became of the batches of the push before.
         """
-        batch = self._batch(leases[0])
+        plain = self._batch(leases[0])
         pulled = self._client.latest()
+        batch = self._completed(plain, pulled, following)
         if self._compile(batch, pulled.params):
             pulled = self._client.pull() or pulled  # the others went on meanwhile
+            batch = self._completed(plain, pulled, following)
+        if self._lattices is not None:
+            self._lattices.prepare(following, pulled)
         if self._trainer is None:
             update = self._gradient(pulled.params, batch)
         else:
             rate = self._work.local.rate(position)  # type: ignore[union-attr]
-            rest = self._rest(batch, leases[1:], pulled.params)
+            rest = self._rest(batch, leases[1:], pulled)
             update = self._trainer.run(pulled.params, rest, rate).update
         frames = float(max(1, sum(one.frames for one in self._now)))
         seq = self._client.push(
-            update, pulled.versions, frames, steps=len(leases), step_s=self._step_s
+            update, pulled.versions, frames, batch.s2, steps=len(leases), step_s=self._step_s
         )
         for one in self._now:
             one.seq, one.versions = seq, pulled.versions
@@ -194,20 +212,38 @@ class Replica:
         self._client.flush()
         return updates
 
+    def close(self) -> None:
+        """Ends what it has begun for later leases."""
+        if self._lattices is not None:
+            self._lattices.close()
+
     def _batch(self, lease: Lease) -> HostBatch:
         started = time.perf_counter()
         batch = self._work.batcher.make(lease, self._device, self._work.labels)
         self._now.append(_InFlight(lease, batch.indices, batch.frames, started))
         return batch
 
+    def _completed(
+        self, batch: HostBatch, pulled: Pulled, following: Sequence[Lease] = ()
+    ) -> HostBatch:
+        """The batch of the newest lease with its lattices, where it needs any."""
+        if self._lattices is None:
+            return batch
+        current = self._now[-1]
+        busy = self._previous[-1].metrics if self._previous else None
+        batch = self._lattices.complete(current.lease, batch, pulled, following, busy)
+        current.indices, current.frames = batch.indices, batch.frames
+        current.host_metrics, current.reasons = batch.metrics, batch.reasons
+        return batch
+
     def _rest(
-        self, batch: HostBatch, leases: Sequence[Lease], params: Any
+        self, batch: HostBatch, leases: Sequence[Lease], pulled: Pulled
     ) -> Iterator[tuple[HostBatch, float]]:
         """The batches of the local steps, each made when it is its turn."""
         yield batch, float(batch.frames)
         for lease in leases:
-            batch = self._batch(lease)
-            self._compile(batch, params)
+            batch = self._completed(self._batch(lease), pulled)
+            self._compile(batch, pulled.params)
             yield batch, float(batch.frames)
 
     def _compile(self, batch: HostBatch, params: Any) -> bool:
@@ -248,8 +284,9 @@ class Replica:
             generation=done.versions.generations[0],
             versions=done.versions.numbers,
             frames=done.frames,
-            metrics={name: float(value) for name, value in metrics.items()},
+            metrics={name: float(value) for name, value in metrics.items()} | done.host_metrics,
             invalid=bad,
+            reasons=sorted(done.reasons.items()),
             started_s=done.started_s,
             dispatched_s=done.dispatched_s,
             finished_s=finished,
@@ -274,10 +311,13 @@ def connected(
       options: of its client.
     """
     client = server.connect(number, device=device, life=life, **options)
+    replica = Replica(number, life, device, client, work, gate)
     try:
-        yield Replica(number, life, device, client, work, gate)
+        yield replica
     except BaseException:
         with contextlib.suppress(ExchangeError):  # its thread may hang in a failed device
             client.kill()
         raise
+    finally:
+        replica.close()
     client.close()

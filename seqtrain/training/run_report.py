@@ -138,4 +138,6 @@ def _skipped(run: Experiment) -> list[tuple[str, str]]:
         for index, reason in update.invalid:
             name = losses.Reason(reason).name.lower().replace('_', ' ')
             found[run.data.features.ids[index]] = f'no value in {update.stage}: {name}'
+        for index, sentence in update.reasons:
+            found[run.data.features.ids[index]] = f'no lattice in {update.stage}: {sentence}'
     return list(found.items())

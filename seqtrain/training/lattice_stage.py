@@ -1,0 +1,107 @@
+"""A stage of training on lattices, made from the config: the search, the sizes of its batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from seqtrain.training import devices, lattice, steps
+from seqtrain.training.config import section
+from seqtrain.training.lattice import LatticeConfig, LatticeMaker, Made, Sizes
+from seqtrain.training.lattice_source import LatticeWork
+from seqtrain.training.prepare import TrainingData
+
+logger = logging.getLogger(__name__)
+
+_GRAPHS = ('lattice_free', 'lattice')
+_FIRST_LOOK = 24  # utterances
+
+
+def on_lattices(config: ml_collections.ConfigDict) -> bool:
+    """Whether the sequence stage is on lattices; otherwise it is lattice-free.
+
+    Raises:
+      ValueError: fields that contradict each other.
+    """
+    graph = config.sequence.graph
+    if graph not in _GRAPHS:
+        raise ValueError(f'config.sequence.graph is {graph!r}; choose lattice_free or lattice.')
+    if graph == 'lattice' and config.sequence.leaky:
+        raise ValueError('config.sequence.leaky is for lattice-free graphs; set it to 0.')
+    return graph == 'lattice'
+
+
+def lattice_config(config: ml_collections.ConfigDict) -> LatticeConfig:
+    """The section `lattice`, checked against the rest."""
+    settings = section(LatticeConfig, config.lattice)
+    if settings.correction and config.sequence.criterion != 'mmi':
+        raise ValueError('config.lattice.correction is known for config.sequence.criterion=mmi.')
+    if settings.mode == 'outer' and config.exchange.local_steps > 1:
+        raise ValueError('config.lattice.mode=outer needs config.exchange.local_steps=1.')
+    return settings
+
+
+def make(
+    config: ml_collections.ConfigDict,
+    data: TrainingData,
+    network: steps.Network,
+    folder: pathlib.Path,
+    params: Any,
+) -> LatticeWork:
+    """What the replicas share to make lattices.
+
+    Args:
+      config: the run's.
+      data, network: the run's.
+      folder: of the run; keeps the sizes of batches, so that a restart has the same.
+      params: of the network; a first look at lattices says how large batches must be.
+    """
+    settings = lattice_config(config)
+    cache = devices.cache_root(config.data.cache_dir) / 'graphs'
+    graph = lattice.denominator_graph(data, settings.word_lm_order, cache)
+    maker = LatticeMaker(settings.generator(graph), data, None, settings.threads)
+    forward = steps.make_forward(network)
+    sizes = Sizes.read(folder)
+    if sizes is None:
+        made, frames = _first_look(maker, forward, params)
+        sizes = Sizes.fit(made, frames)
+        sizes.write(folder)
+        logger.info('Lattices: %s', _description(made, sizes))
+    return LatticeWork(settings, dataclasses.replace(maker, sizes=sizes), forward)
+
+
+def _first_look(maker: LatticeMaker, forward, params: Any) -> tuple[list[Made], list[int]]:
+    """Lattices of a few utterances of all lengths, and their output frames."""
+    data = maker.data
+    by_length = np.argsort(data.features.num_frames, kind='stable')
+    chosen = by_length[np.linspace(0, len(data) - 1, min(_FIRST_LOOK, len(data))).astype(int)]
+    groups = data.buckets.plan(chosen.tolist(), data.features.num_frames.tolist())
+    made, frames = [], []
+    for bucket, indices in groups:
+        batch = data.buckets.batch(bucket, indices, data.features.features)
+        logits, lengths = (
+            np.asarray(x)
+            for x in jax.block_until_ready(forward(params, batch.features, batch.lengths))
+        )
+        for row, index in enumerate(indices):
+            made.append(maker.utterance(logits[row, : lengths[row]], index, bucket, look=True))
+            frames.append(int(lengths[row]))
+    return made, frames
+
+
+def _description(made: list[Made], sizes: Sizes) -> str:
+    good = [one for one in made if not one.reason]
+    words = max(1, sum(one.words for one in good))
+    errors = sum(one.oracle_errors for one in good)
+    depth = sum(one.depth for one in good) / max(1, len(good))
+    return (
+        f'{len(good)} of {len(made)} utterances of a first look have one; {depth:.0f} arcs per '
+        f'frame, oracle word error rate {100 * errors / words:.1f} %; batches have room for '
+        f'{sizes.denominator[1]:.0f} arcs per frame.'
+    )
