@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,17 +57,31 @@ def realign(
         local = jax.device_put(params, device)
         groups = data.buckets.plan(parts[number], data.features.num_frames.tolist())
         for bucket, indices in groups:
-            batch = batcher.make(Lease((0, 0, 0), bucket, tuple(indices)), device)
-            pdfs = np.asarray(align(local, batch.device)[1])
-            for row, index in enumerate(indices):
-                path = pdfs[row, : data.output_lengths[index]]
-                if (path >= 0).all():
-                    new[index] = path.astype(np.int32)
+            for index, path in paths(align, local, batcher, device, bucket, indices):
+                new[index] = path
 
     run_parts = [n for n in range(len(devices)) if len(parts[n])]
     with ThreadPoolExecutor(len(devices)) as pool:
         list(pool.map(run, run_parts))
     return new
+
+
+def paths(
+    align: Callable[..., Any],
+    params: Any,
+    batcher: Batcher,
+    device: jax.Device,
+    bucket: int,
+    indices: Sequence[int],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(utterance, i32[U]) of one batch' Viterbi paths; none where there is no path."""
+    data = batcher.data
+    batch = batcher.make(Lease((0, 0, 0), bucket, tuple(indices)), device)
+    pdfs = np.asarray(align(params, batch.device)[1])
+    for row, index in enumerate(indices):
+        path = pdfs[row, : data.output_lengths[index]]
+        if (path >= 0).all():
+            yield index, path.astype(np.int32)
 
 
 def _first_phones(text: str, lexicon: Lexicon) -> list[int]:

@@ -3,7 +3,7 @@
 Realignment by Viterbi with the network is in `seqtrain.training.align`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -74,7 +74,18 @@ def log_priors(labels: Sequence[np.ndarray], num_pdfs: int, smoothing: float = 1
     Returns:
       f32[P]; labels of −1 (unaligned frames) are not counted.
     """
-    counts = np.full(num_pdfs, smoothing)
+    return log_frequencies(count_labels(labels, num_pdfs), smoothing)
+
+
+def count_labels(labels: Iterable[np.ndarray], num_pdfs: int) -> np.ndarray:
+    """i64[P], how often each pdf occurs."""
+    counts = np.zeros(num_pdfs, np.int64)
     for utterance in labels:
         counts += np.bincount(utterance[utterance >= 0], minlength=num_pdfs)
-    return np.log(counts / counts.sum()).astype(np.float32)
+    return counts
+
+
+def log_frequencies(counts: np.ndarray, smoothing: float = 1.0) -> np.ndarray:
+    """f32[P], log relative frequencies with add-`smoothing` counts."""
+    smoothed = counts + smoothing
+    return np.log(smoothed / smoothed.sum()).astype(np.float32)

@@ -118,18 +118,8 @@ def training_data(
     features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
     topology = topology or graph_config.monophones(len(lexicon.phones))
     features = usable(features, lexicon, topology, subsampling)
-    phone_lm = _phone_lm(features.texts, lexicon, graph_config)
-    made = {
-        text: numerator(
-            text,
-            lexicon,
-            topology,
-            phone_lm,
-            optional_silence=graph_config.optional_silence,
-        )
-        for text in dict.fromkeys(features.texts)
-    }
-    graphs = [made[text] for text in features.texts]
+    phone_lm = estimate_phone_lm(features.texts, lexicon, graph_config)
+    graphs = numerators(features.texts, lexicon, topology, phone_lm, graph_config)
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
     buckets = Buckets.fit(features.num_frames, num_buckets, batch_size=batch_size)
@@ -187,7 +177,23 @@ def _problem(needed: int | OovError, num_frames: int, subsampling: int) -> str:
     )
 
 
-def _phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
+def numerators(
+    texts: Sequence[str],
+    lexicon: Lexicon,
+    topology: Topology,
+    phone_lm: PhoneLm,
+    config: GraphConfig,
+) -> list[Fsa]:
+    """One pdf graph per transcript; equal transcripts share one."""
+    silence = config.optional_silence
+    made = {
+        text: numerator(text, lexicon, topology, phone_lm, optional_silence=silence)
+        for text in dict.fromkeys(texts)
+    }
+    return [made[text] for text in texts]
+
+
+def estimate_phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
     """The denominator's phone model, from the transcripts alone (no alignment is needed)."""
     phones = training_phones(
         list(dict.fromkeys(texts)),
