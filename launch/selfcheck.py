@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
     native = f'cpu ({cpu.instructions()})' if cpu.available() else 'no C++ core'
     print(f'Backends: {", ".join(ops.backends())}; {native}')
+    if 'gpu' not in ops.backends() and 'gpu' in ops.backends(interpreted=True):
+        print('No GPU here: the kernels of the gpu backend are checked interpreted.')
     graph = Fsa.read(_GRAPH.value) if pathlib.Path(_GRAPH.value).is_file() else None
     if graph is None:
         print(f'No graph at {_GRAPH.value}: the check on a real denominator is left out.')

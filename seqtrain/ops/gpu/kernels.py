@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 
 from seqtrain.ops.gpu.rows import Rows, Tile, padded, power_of_two_from
 from seqtrain.ops.scaled import exponent, power_of_two
@@ -123,7 +122,7 @@ def step(
         in_specs=jax.tree.map(lambda _: _WHOLE, inputs),
         out_specs=(_WHOLE,) * 3,
         input_output_aliases={leaves - 3 + i: i for i in range(3)},
-        compiler_params=pltriton.CompilerParams(num_warps=tile.warps, num_stages=1),
+        compiler_params=_triton(tile, interpret),
         interpret=interpret,
         name='seqtrain_step',
     )(*inputs)
@@ -182,13 +181,22 @@ def occupy(
         out_shape=jax.ShapeDtypeStruct((count, graphs, way.moments, pdfs, lanes), jnp.float32),
         in_specs=jax.tree.map(lambda _: _WHOLE, inputs),
         out_specs=_WHOLE,
-        compiler_params=pltriton.CompilerParams(num_warps=tile.warps, num_stages=1),
+        compiler_params=_triton(tile, interpret),
         interpret=interpret,
         name='seqtrain_occupy',
     )(*inputs)
 
 
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def _triton(tile: Tile, interpret: bool):
+    """Says that Triton compiles the kernel; Pallas has other compilers for GPUs."""
+    if interpret:
+        return None
+    from jax.experimental.pallas import triton  # JAX means to drop it one day
+
+    return triton.CompilerParams(num_warps=tile.warps, num_stages=1)
 
 
 class _Here:
