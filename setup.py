@@ -65,6 +65,16 @@ def core() -> list[Extension]:
     ]
 
 
+def search() -> Extension:
+    """The lattice search (seqtrain/lattices/native); needs a compiler alone."""
+    return Extension(
+        'seqtrain.lattices.native._search',
+        sources=['seqtrain/lattices/native/search.cc'],
+        extra_compile_args=['-std=c++17', '-O3', '-g0', '-fno-math-errno'],
+        optional=True,  # without it lattices are made by NumPy
+    )
+
+
 class BuildCore(build_ext):
     """A failure leaves the package without its C++ core; it says so."""
 
@@ -84,8 +94,11 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['seqtrain', 'seqtrain.*']),
-    package_data={'seqtrain.ops.cpu': ['*.h', '*.inc', '*.cc']},
-    ext_modules=core(),
+    package_data={
+        'seqtrain.ops.cpu': ['*.h', '*.inc', '*.cc'],
+        'seqtrain.lattices.native': ['*.cc'],
+    },
+    ext_modules=[*core(), search()],
     cmdclass={'build_ext': BuildCore},
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,10 @@ class LatticeGenerator:
             )
         if not len(scores) or np.isnan(scores).any() or (scores == np.inf).any():
             return None
-        options = {'lattice_beam': self.lattice_beam, 'acoustic_scale': self.acoustic_scale}
+        options: dict[str, Any] = {
+            'lattice_beam': self.lattice_beam,
+            'acoustic_scale': self.acoustic_scale,
+        }
         found = search(graph, scores, beam=self.beam, max_active=self.max_active, **options)
         if found is None:
             found = search(

@@ -110,15 +110,13 @@ def union(left: Lattice, right: Lattice) -> Lattice:
     states, where = np.unique(np.concatenate(keys), return_inverse=True)
     split = left.num_states
     columns = ('pdf', 'word', 'graph', 'acoustic')
-    rows = np.concatenate(
-        [
-            np.stack(
-                [number[part.src], number[part.dst], *(getattr(part, n) for n in columns)], axis=1
-            ).astype(np.float64)
-            for part, number in ((left, where[:split]), (right, where[split:]))
-        ]
+    ours, theirs = (
+        np.stack(
+            [number[part.src], number[part.dst], *(getattr(part, n) for n in columns)], axis=1
+        ).astype(np.float64)
+        for part, number in ((left, where[:split]), (right, where[split:]))
     )
-    rows = np.unique(rows, axis=0)
+    rows = np.concatenate([ours, _others(theirs, ours, len(states))])
     final = np.full(len(states), NEG_INF, np.float32)
     for part, number in ((left, where[:split]), (right, where[split:])):
         final[number] = np.maximum(final[number], part.final)
@@ -134,6 +132,17 @@ def union(left: Lattice, right: Lattice) -> Lattice:
         **dict(zip(columns, rows[:, 2:].T, strict=True)),
     )
     return topological(merged, start=int(where[0]))
+
+
+def _others(rows: np.ndarray, known: np.ndarray, num_states: int) -> np.ndarray:
+    """Rows (src, dst, ...) that are not among the known ones, which may be many more."""
+    ends, known_ends = (part[:, 0] * num_states + part[:, 1] for part in (rows, known))
+    near = known[np.isin(known_ends, ends)]
+    both, inverse = np.unique(np.concatenate([near, rows]), axis=0, return_inverse=True)
+    seen = np.zeros(len(both), bool)
+    inverse = inverse.reshape(-1)
+    seen[inverse[: len(near)]] = True
+    return both[~seen]
 
 
 def topological(lattice: Lattice, start: int = 0) -> Lattice:

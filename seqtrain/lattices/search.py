@@ -16,6 +16,7 @@ import numpy as np
 from seqtrain.fsa.fsa import NEG_INF, Fsa
 from seqtrain.fsa.openfst import with_single_start
 from seqtrain.graphs.hlg import DecodingGraph
+from seqtrain.lattices import native
 from seqtrain.lattices.lattice import Lattice, LatticeError
 
 _NONE = np.float32(NEG_INF)
@@ -115,8 +116,8 @@ class Arcs:
     @classmethod
     def of(cls, rows: np.ndarray, num_states: int) -> Arcs:
         order = np.argsort(rows[:, 0], kind='stable')
-        src, dst, pdf, word = rows[order, :4].T.astype(np.int32)
-        first = np.searchsorted(src, np.arange(num_states + 1))
+        src, dst, pdf, word = np.ascontiguousarray(rows[order, :4].T, np.int32)
+        first = np.searchsorted(src, np.arange(num_states + 1)).astype(np.int64)
         return cls(first, src, dst, pdf, word, rows[order, 4].astype(np.float32))
 
     def leaving(self, states: np.ndarray) -> np.ndarray:
@@ -150,6 +151,7 @@ def search(
     lattice_beam: float,
     max_active: int = 7000,
     acoustic_scale: float = 1.0,
+    backend: str = 'auto',
 ) -> Lattice | None:
     """One utterance's lattice, or None where no path within the beam ends in a final state.
 
@@ -160,8 +162,22 @@ def search(
       lattice_beam: an arc is kept if its best path is within this of the best path of all.
       max_active: states that survive a frame at most.
       acoustic_scale: factor on the matrix.
+      backend: 'auto' (C++ where it is built), 'native' or 'numpy', the reference.
     """
     scores = np.asarray(log_likelihoods, np.float32)
+    if backend == 'native' or (backend == 'auto' and native.library() is not None):
+        columns = native.search(
+            graph,
+            scores,
+            beam=beam,
+            lattice_beam=lattice_beam,
+            max_active=max_active,
+            acoustic_scale=acoustic_scale,
+        )
+        if columns is None:
+            return None
+        columns['graph_state'] = graph.origin[columns['graph_state']]
+        return Lattice(**columns, words=graph.words, acoustic_scale=acoustic_scale)
     scaled = scores * np.float32(acoustic_scale)
     frames = _forward(graph, scaled, beam, max_active)
     last = frames[-1]

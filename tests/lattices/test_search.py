@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
-from seqtrain.lattices import LatticeError
-from seqtrain.lattices.search import SearchGraph, search
+from seqtrain.lattices import LatticeError, native
+from seqtrain.lattices.search import SearchGraph, compiled, search
 
 WIDE = {'beam': 1e4, 'lattice_beam': 1e4}
 
@@ -96,3 +96,36 @@ def test_epsilon_cycles_are_refused():
     fst = kaldifst.compile('0 1 1 0 0\n1 2 0 0 0\n2 1 0 0 0\n2\n')
     with pytest.raises(LatticeError, match='cycle of epsilon'):
         SearchGraph.of(DecodingGraph(fst, ('<eps>',), 2))
+
+
+@pytest.mark.skipif(native.library() is None, reason='the C++ search is not built')
+@pytest.mark.parametrize(
+    ('beam', 'lattice_beam', 'max_active'),
+    [(1e3, 5.0, 10**6), (8.0, 4.0, 10**6), (5.0, 8.0, 10**6), (20.0, 6.0, 7)],
+)
+def test_native_search_finds_the_same_lattice(graph, scores, beam, lattice_beam, max_active):
+    compiled_graph = compiled(graph)
+    for seed in range(5):
+        found = [
+            search(
+                compiled_graph,
+                scores(12, seed=seed),
+                beam=beam,
+                lattice_beam=lattice_beam,
+                max_active=max_active,
+                acoustic_scale=0.6,
+                backend=backend,
+            )
+            for backend in ('numpy', 'native')
+        ]
+        if found[0] is None:
+            assert found[1] is None
+            continue
+        slow, fast = found
+        for name in ('time', 'graph_state', 'final'):
+            np.testing.assert_array_equal(getattr(slow, name), getattr(fast, name))
+        columns = ('src', 'dst', 'pdf', 'word', 'graph', 'acoustic')
+        rows = [np.unique(np.stack([getattr(one, n) for n in columns], 1), axis=0) for one in found]
+        np.testing.assert_array_equal(*rows)
+        assert fast.num_arcs == slow.num_arcs
+        assert (np.diff(fast.src) >= 0).all()
