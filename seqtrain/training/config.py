@@ -134,6 +134,8 @@ def _exchange() -> ml_collections.ConfigDict:
     part.mode = 'async'  # or sync: the same program waits for all replicas
     part.transport = 'local'  # or ray: shards as Ray actors
     part.ray_replicas = False  # with ray: replicas in processes of their own too
+    part.replica_gpus = 0.0  # what Ray reserves for such a process
+    part.replica_tpus = 0.0
     part.ray_address = ''  # HOST:PORT of a cluster; '' starts Ray on this machine
     part.num_replicas = 4
     part.num_shards = 2
@@ -219,7 +221,8 @@ def _lattice() -> ml_collections.ConfigDict:
 def _decode() -> ml_collections.ConfigDict:
     """The beam search on the test set."""
     part = ml_collections.ConfigDict()
-    part.acoustic_scale = 1.0
+    part.acoustic_scale = 1.0  # after the sequence criterion
+    part.ce_acoustic_scale = 0.3  # after cross-entropy: about 0.1 × subsampling
     part.beam = 15.0
     part.max_active = 7000
     part.phone_error_rate = False  # decode phones too, with a phone bigram

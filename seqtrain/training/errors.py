@@ -1,4 +1,4 @@
-"""The errors whose message is meant for the person at the keyboard, without a traceback."""
+"""Which errors are for the person at the keyboard, and which a run can live with."""
 
 from seqtrain.data.utterance import DataError
 from seqtrain.exchange import ExchangeError
@@ -9,7 +9,7 @@ from seqtrain.graphs.arpa import ArpaError
 from seqtrain.training.checkpoint import CheckpointError
 from seqtrain.training.workdir import WorkdirError
 
-FOR_USERS = (
+FOR_USERS: tuple[type[Exception], ...] = (
     ArpaError,
     CheckpointError,
     CtmError,
@@ -21,3 +21,21 @@ FOR_USERS = (
     OovError,
     WorkdirError,
 )
+"""Their message is a sentence that says what to do: no traceback is shown."""
+
+
+def of_replica(error: BaseException) -> bool:
+    """Whether an error is one replica's own, so that the others may go on without it.
+
+    What happens in a client's exchange thread (a computation that failed on the device, for
+    one) comes as an `ExchangeError` that names it as its cause.
+    """
+    if isinstance(error, ExchangeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, Exception) and not isinstance(error, FOR_USERS)
+
+
+def line(error: BaseException) -> str:
+    """The error's kind and the beginning of its message."""
+    message = str(error).strip().split('\n')[0][:300]
+    return f'{type(error).__name__}: {message}' if message else type(error).__name__

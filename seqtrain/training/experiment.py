@@ -33,11 +33,11 @@ from seqtrain.training import (
 )
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
-from seqtrain.training.fleet import Fleet, run_stage
+from seqtrain.training.fleet import Fleet, ReplicaLike, run_stage
 from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
-from seqtrain.training.replica import CompileGate, Replica, Work, connected
+from seqtrain.training.replica import CompileGate, Work, connected
 from seqtrain.training.stage import Stage, plan
 from seqtrain.training.workdir import Workdir
 
@@ -84,6 +84,10 @@ def _monophone_run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet:
     if (path / 'result.json').is_file():
         return json.loads((path / 'result.json').read_text())
     return _run(start.monophone_config(config), path, quiet)
+
+
+_ELSEWHERE = np.full(1, -1, np.int32)
+"""Saved in place of alignments that the replicas' processes have."""
 
 
 class Experiment:
@@ -136,6 +140,11 @@ class Experiment:
         self.fleet = Fleet(exchange.num_replicas, exchange.max_restarts, self.monitor.first_life)
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
+        self.hosts = serving.hosts(
+            self.config, self.data, begun.params, self.server, self.workdir.path / 'aligners'
+        )
+        if self.hosts is not None:
+            resources.callback(self.hosts.close)
         self._restore(begun, position)
 
     def train(self) -> None:
@@ -174,7 +183,10 @@ class Experiment:
             self.evaluator.score('ce', params)
         if index and self.stages[index - 1].kind != stage.kind:
             self.server.set_rule(serving.rule(self.config, stage.kind), note=stage.name)
-        if stage.realign:
+        if stage.realign and self.hosts is not None:
+            self.labels = []  # they stay with the replicas
+            self.log_prior = self.hosts.realign(index, stage, params, self.fleet, self.monitor)
+        elif stage.realign:
             batcher = Batcher(self.data, self.config.seed)
             mine = parts(self.config, self.data)
             self.labels = align.realign(
@@ -206,7 +218,9 @@ class Experiment:
         )
         options = serving.client_options(self.config)
 
-        def connect(number: int, life: int) -> AbstractContextManager[Replica]:
+        def connect(number: int, life: int) -> AbstractContextManager[ReplicaLike]:
+            if self.hosts is not None:
+                return self.hosts.connect(number, life, self._stage, stage, self.log_prior)
             device = self.devices[number]
             return connected(self.server, number, life, device, work, self.gate, options)
 
@@ -249,7 +263,7 @@ class Experiment:
                 len(self.monitor.updates),
                 self.server.snapshot(),
                 leases,
-                np.concatenate(self.labels),
+                np.concatenate(self.labels or [_ELSEWHERE]),
                 self.log_prior,
             )
         )
@@ -269,7 +283,8 @@ class Experiment:
             return
         self.server.restore(position.shards)
         self.book.restore(position.leases)
-        self.labels = np.split(position.labels, np.cumsum(self.data.output_lengths)[:-1])
+        if self.hosts is None:
+            self.labels = np.split(position.labels, np.cumsum(self.data.output_lengths)[:-1])
         self.log_prior = position.log_prior
         logger.info('Continuing from update %d.', position.updates)
 

@@ -176,7 +176,7 @@ class _StageRun:
         while self.has_news():
             number, error = self._ended.get()
             if error is not None:
-                logger.warning('Replica %d failed at the end: %s', number, _line(error))
+                logger.warning('Replica %d failed at the end: %s', number, errors.line(error))
 
     def _start(self, number: int) -> None:
         life = self._fleet.begin_life(number)
@@ -225,7 +225,7 @@ class _StageRun:
         self._threads.pop(number).join()
         if error is None or self.error is not None:
             return
-        if not _its_own(error):
+        if not errors.of_replica(error):
             self._give_up(error)
             return
         completed = self._desk.completed
@@ -240,27 +240,12 @@ class _StageRun:
 
     def _report(self, number: int, error: BaseException, action: str) -> None:
         done = len(self._monitor.updates)
-        failure = Failure(self._stage, number, self._fleet.life(number), done, _line(error), action)
+        failure = Failure(
+            self._stage, number, self._fleet.life(number), done, errors.line(error), action
+        )
         self._monitor.failed(failure)
         logger.warning('%s', failure, exc_info=error)
 
     def _give_up(self, error: BaseException | None) -> None:
         self.error = error
         self._desk.stop()
-
-
-def _its_own(error: BaseException) -> bool:
-    """Whether an error is the replica's own, so that the others may go on without it.
-
-    What happens in a client's exchange thread (a computation that failed on the device, for
-    one) comes as an `ExchangeError` that names it as its cause.
-    """
-    if isinstance(error, ExchangeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return isinstance(error, Exception) and not isinstance(error, errors.FOR_USERS)
-
-
-def _line(error: BaseException) -> str:
-    """The error's kind and the beginning of its message."""
-    message = str(error).strip().split('\n')[0][:300]
-    return f'{type(error).__name__}: {message}' if message else type(error).__name__

@@ -11,6 +11,7 @@ Rules want one of three things (see `exchange.rules`), and a replica pushes one 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ import optax
 from seqtrain import exchange
 from seqtrain.exchange import rules
 from seqtrain.exchange.store import RuleLike
+from seqtrain.training import prepare
 from seqtrain.training.replica import LocalTraining
 
 CODECS = {'none': 'float32', 'bfloat16': 'bfloat16', 'int8': 'int8'}
@@ -118,8 +120,22 @@ def check(config: ml_collections.ConfigDict) -> None:
             'config.exchange.dylu gives each replica its own number of local steps: it needs '
             'local_steps of 2 or more and mode=async.'
         )
-    if settings.ray_replicas and settings.transport != 'ray':
+    if settings.ray_replicas:
+        _check_ray_replicas(config)
+
+
+def _check_ray_replicas(config: ml_collections.ConfigDict) -> None:
+    if config.exchange.transport != 'ray':
         raise ValueError('config.exchange.ray_replicas needs config.exchange.transport=ray.')
+    needed = {'sequence.graph': 'lattice_free', 'graph.context': 'mono', 'start_from': ''}
+    for name, value in needed.items():
+        given = functools.reduce(lambda part, field: part[field], name.split('.'), config)
+        if given != value:
+            raise ValueError(
+                f'config.exchange.ray_replicas knows only config.{name}={value!r} so far: its '
+                'processes make their alignments themselves, and their graphs from phones. Leave '
+                'ray_replicas off (shards may still be Ray actors), or change that field.'
+            )
 
 
 def _check_rule(settings: ml_collections.ConfigDict) -> None:
@@ -274,3 +290,18 @@ def server(
         checkpoint_every=config.checkpoint.every_updates,
         on_event=on_event,
     )
+
+
+def hosts(
+    config: ml_collections.ConfigDict,
+    data: prepare.TrainingData,
+    params: Any,
+    server: Any,
+    folder: pathlib.Path,
+) -> Any:
+    """The replicas' processes (`hosts.Hosts`), or None where replicas are threads of this one."""
+    if not config.exchange.ray_replicas:
+        return None
+    from seqtrain.training.hosts import Hosts
+
+    return Hosts(config, data, params, server.endpoint, folder)

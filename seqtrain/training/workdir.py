@@ -4,9 +4,10 @@ config.json      the resolved config; a run with another config is refused
 lock             held (flock) by the running process, freed by the kernel at any death
 checkpoints/     Orbax steps          model/       decoding graphs, shapes, sample rate
 tensorboard/     scalars              decode/      hypotheses as Kaldi `text`, scores
-updates.jsonl, pushes.jsonl, events.jsonl          see `training.monitor`
+updates.jsonl, pushes.jsonl, events.jsonl, failures.jsonl   see `training.monitor`
 report.html      and figures/         result.json  the last line of JSON
 shards/          checkpoints of shards that are Ray actors
+aligners/        parameters that aligned, where replicas are Ray actors
 """
 
 import fcntl

@@ -57,3 +57,24 @@ def run_until_power_cut(monkeypatch):
                 experiment.run(config, workdir, quiet=True)
 
     return run
+
+
+@pytest.fixture
+def arguments(make_config, tmp_path):
+    """Flags that make configs/demo.py the tiny experiment."""
+    config = make_config()
+    changed = {
+        'data.corpus': config.data.corpus,
+        'data.cache_dir': config.data.cache_dir,
+        'data.batch_size': 6,
+        'data.num_buckets': 1,
+        'data.speeds': '(1.0,)',
+        'model.num_hidden': 16,
+        'exchange.num_replicas': 2,
+        'bootstrap.rounds': 2,
+        'bootstrap.updates': 4,
+        'sequence.updates': 6,
+        'checkpoint.every_updates': 4,
+    }
+    flags = [f'--config.{name}={value}' for name, value in changed.items()]
+    return ['--config=configs/demo.py', f'--workdir={tmp_path / "run"}', '--quiet', *flags]

@@ -1,0 +1,187 @@
+"""Replicas in processes of their own: what they are told, their batches, and their faults."""
+
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from seqtrain.data.utterance import DataError
+from seqtrain.exchange import LocalServer, Partition, Policy, eventlog, rules
+from seqtrain.training import align, assembly, bootstrap, experiment, hosts, monitor, remote, steps
+from seqtrain.training.batching import Batcher
+from seqtrain.training.leasing import lease_book, parts
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(params=['utterance', 'speaker'])
+def prepared(request, make_config):
+    """A config, its whole training set as the driver has it, network and parameters."""
+    config = make_config(data__split_by=request.param, data__spec_augment=True)
+    data = assembly.training_data(config)
+    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    return config, data, network, params
+
+
+def test_a_brief_holds_models_and_numbers_but_nothing_of_an_utterance(prepared):
+    config, data, *_ = prepared
+    told = pickle.dumps(hosts.make_brief(config, data))
+    for name, text in zip(data.features.ids, data.features.texts, strict=True):
+        assert name.encode() not in told
+        assert text.encode() not in told
+    for features in data.features.features:
+        assert features[:1].tobytes() not in told
+
+
+def processes(config, data, params):
+    brief = hosts.make_brief(config, data)
+    server = LocalServer(params, 1, rules.sgd(0.1), Policy(num_workers=2))
+    return [remote.ReplicaProcess(number, brief, server) for number in range(2)], server
+
+
+def test_processes_make_the_batches_and_alignments_that_the_driver_would(prepared):
+    config, data, network, params = prepared
+    (flat,) = Partition.make(params, 1).split(params)
+    expected = align.flat_start(data)
+    device, places = jax.devices()[0], parts(config, data)
+    for _ in range(2):  # twice: what the first finds no path for keeps the flat start
+        expected = align.realign(
+            steps.make_align(network), params, Batcher(data, config.seed), expected,
+            [device] * 2, places,
+        )  # fmt: skip
+    replicas, _ = processes(config, data, params)
+    tasks = [(0, 0), (0, 1)] if config.data.split_by == 'utterance' else [(0, 0), (1, 0)]
+    counts = [replicas[n].count(*task, flat, flat) for n, task in enumerate(tasks)]
+    np.testing.assert_array_equal(
+        sum(counts), bootstrap.count_labels(expected, data.topology.num_pdfs)
+    )
+    book, batcher = lease_book(config, data), assembly.batcher(config, data)
+    for number in (0, 1, 0, 1):
+        lease = book.acquire(number)
+        mine = replicas[number].batch(lease, device)
+        whole = batcher.make(lease, device, expected)
+        assert mine.shape == whole.shape
+        np.testing.assert_array_equal(mine.indices, whole.indices)
+        jax.tree.map(np.testing.assert_array_equal, mine.device, whole.device)
+
+
+def test_a_process_holds_only_its_own_speakers_until_it_inherits_others(prepared, monkeypatch):
+    config, data, _, params = prepared
+    if config.data.split_by != 'speaker':
+        pytest.skip('in utterance mode everybody holds everything')
+    read = []
+    real = remote.feature_lib.compute_copies
+
+    def compute(utterances, *args):
+        read.extend(u.speaker for u in utterances)
+        return real(utterances, *args)
+
+    monkeypatch.setattr(remote.feature_lib, 'compute_copies', compute)
+    (first, _), _ = processes(config, data, params)
+    book = lease_book(config, data)
+    first.batch(book.acquire(0), jax.devices()[0])
+    mine = {data.features.speakers[i] for i in book.members(0)}
+    assert set(read) == mine
+    book.release(1)  # replica 1 is gone; its pool comes here
+    leases = [book.acquire(0) for _ in range(4)]
+    assert {lease.id[0] for lease in leases} == {0, 1}
+    for lease in leases:
+        first.batch(lease, jax.devices()[0])
+    assert set(read) == set(data.features.speakers)
+
+
+def test_a_process_with_another_corpus_is_found_out(prepared):
+    config, data, *_ = prepared
+    brief = hosts.make_brief(config, data)
+    brief.config['data']['max_train'] = 12
+    process = remote.ReplicaProcess(0, brief, None)
+    with pytest.raises(DataError, match='same corpus on every machine'):
+        process.count(0, 0)
+
+
+def test_a_process_trains_and_what_it_raises_can_travel(prepared, monkeypatch):
+    config, data, _, params = prepared
+    (first, _), server = processes(config, data, params)
+    prior = np.zeros(data.topology.num_pdfs, np.float32)
+    book = lease_book(config, data)
+    with server:
+        seq, wanted, _ = first.open('ce-0', 'ce', 3, prior)
+        assert (seq, wanted) == (0, 1)
+        leases = [book.acquire(0) for _ in range(2)]
+        assert first.train(leases[:1], 0) == ([], 1)
+        (update,), _ = first.train(leases[1:], 1)
+        assert (update.lease, update.life, update.seq) == (leases[0].id, 3, 0)
+        (update,) = first.finish()
+        assert update.lease == leases[1].id
+        assert server.params().versions.numbers == (2,)
+        first.open('ce-1', 'ce', 4, prior)
+        monkeypatch.setattr(remote.ReplicaProcess, 'batch', lambda *args: 1 / 0)
+        with pytest.raises(remote.ReplicaError, match='ZeroDivisionError'):
+            first.train(leases[:1], 2)
+        first._client.kill()
+
+
+@pytest.mark.parametrize(
+    'field', [{'graph__context': 'biphone'}, {'sequence__graph': 'lattice'}, {'start_from': 'x'}]
+)
+def test_what_processes_cannot_do_yet_is_said(field, make_config, tmp_path):
+    config = make_config(exchange__transport='ray', exchange__ray_replicas=True, **field)
+    with pytest.raises(ValueError, match='ray_replicas knows only'):
+        experiment.run(config, tmp_path, quiet=True)
+
+
+# A driver that kills the process of replica 1 when the fifth update arrives.
+KILLER = """
+import os, runpy, signal, sys
+from seqtrain.training import hosts, monitor
+made, real, seen = [], monitor.Monitor.add, []
+class Watched(hosts.Hosts):
+    def __init__(self, *args):
+        super().__init__(*args)
+        made.append(self)
+hosts.Hosts = Watched
+def add(self, update):
+    real(self, update)
+    seen.append(update)
+    if len(seen) == 5:
+        os.kill(made[0].pids()[1], signal.SIGKILL)
+monitor.Monitor.add = add
+sys.argv = ['launch/train.py', *sys.argv[1:]]
+runpy.run_path('launch/train.py', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split_by', ['utterance', 'speaker'])
+def test_a_replica_process_is_killed_and_training_goes_on(arguments, tmp_path, split_by):
+    pytest.importorskip('ray')
+    flags = ['--config.exchange.transport=ray', '--config.exchange.ray_replicas=True']
+    flags += ['--config.exchange.num_shards=2', f'--config.data.split_by={split_by}']
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache')}
+    done = subprocess.run(
+        [sys.executable, '-c', KILLER, *arguments, *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result['updates'] == 14
+    assert 0 <= result['wer'] <= 2
+    assert result['replica_failures'] == 1
+    folder = tmp_path / 'run'
+    (failure,) = [monitor.Failure(**row) for row in monitor._read(folder / monitor.FAILURES)]
+    assert (failure.replica, failure.action) == (1, 'is started again')
+    assert 'process died' in failure.error
+    events = eventlog.read(folder / monitor.EVENTS)[1]
+    assert {event.worker for event in events if event.kind == 'applied'} == {0, 1}
+    replayed = subprocess.run(
+        [sys.executable, 'launch/replay.py', f'--workdir={folder}'],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(replayed.stdout.splitlines()[-1])['identical']
