@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from seqtrain.training import devices, lattice_outer, lattice_stage, prepare, st
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import pick, section
 
+_DATA = '../shared/data'
+
 
 def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
     """The records of `train` or `test`.
@@ -32,17 +35,22 @@ def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
     """
     name = getattr(data, split)
     if data.corpus == 'kaldi':
-        records = list(kaldi.read_dir(name))
+        records = list(kaldi.read_dir(located(name)))
     else:
         records = list(_corpus(data, name).utterances)
     limit = getattr(data, f'max_{split}')
     return records[:limit] if limit else records
 
 
+def located(path: str) -> str:
+    """A path of the config; `$SEQTRAIN_DATA` in it is ../shared/data where it is not set."""
+    return path.replace('$SEQTRAIN_DATA', os.environ.get('SEQTRAIN_DATA') or _DATA)
+
+
 def load_lexicon(data: ml_collections.ConfigDict) -> Lexicon:
     """The lexicon that the config names, or the corpus's own."""
     if data.lexicon:
-        return Lexicon.read(data.lexicon)
+        return Lexicon.read(located(data.lexicon))
     if data.corpus == 'kaldi':
         raise DataError(
             'A Kaldi directory has no lexicon of its own: give --config.data.lexicon=FILE, with '

@@ -1,0 +1,34 @@
+"""Lattice sMBR on digit strings, tested on two unseen speakers.
+
+    python launch/train.py --config=configs/fsdd_unseen_smbr.py --workdir=workdir/fsdd_unseen_smbr
+
+The recordings are looked for in $SEQTRAIN_DATA/fsdd_unseen (../shared/data where it is not set).
+Other criteria: --config.sequence.criterion=mmi (or mpe).
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'fsdd_unseen_smbr'
+    config.data.train = '$SEQTRAIN_DATA/fsdd_unseen/train'
+    config.data.test = '$SEQTRAIN_DATA/fsdd_unseen/test'
+    config.data.lexicon = '$SEQTRAIN_DATA/fsdd_unseen/lexicon.txt'
+    config.data.batch_size = 16
+    config.data.num_buckets = 3
+    config.data.speeds = (0.9, 1.0, 1.1)
+    config.data.vtln = (0.85, 1.0, 1.15)
+    config.features.cmvn = 'speaker'
+    config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1))
+    config.exchange.num_replicas = 2
+    config.exchange.overlap = False  # small network: fresher parameters beat overlap
+    config.bootstrap.updates = 300
+    config.sequence.graph = 'lattice'
+    config.sequence.criterion = 'smbr'
+    config.sequence.updates = 400
+    config.sequence.learning_rate = 2e-4
+    config.sequence.final_learning_rate = 5e-5
+    config.lattice.acoustic_scale = 0.3
+    config.decode.acoustic_scale = 0.3
+    return config

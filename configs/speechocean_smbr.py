@@ -1,0 +1,34 @@
+"""Lattice sMBR on English by Mandarin speakers: cross-entropy, then lattices made on the fly.
+
+    python launch/train.py --config=configs/speechocean_smbr.py --workdir=workdir/speechocean_smbr
+
+The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data where it is not set).
+Other criteria and modes: --config.sequence.criterion=mmi --config.lattice.mode=epoch; from the end
+of another run, without a bootstrap: --config.start_from=DIR --config.bootstrap.rounds=0
+"""
+
+from seqtrain.training import config as config_lib
+
+
+def get_config():
+    config = config_lib.default()
+    config.name = 'speechocean_smbr'
+    config.data.train = '$SEQTRAIN_DATA/speechocean/train'
+    config.data.test = '$SEQTRAIN_DATA/speechocean/dev'
+    config.data.lexicon = '$SEQTRAIN_DATA/speechocean/lexicon.txt'
+    config.data.batch_size = 16
+    config.data.num_buckets = 3
+    config.features.cmvn = 'speaker'
+    config.model.num_hidden = 256
+    config.exchange.num_replicas = 2
+    config.exchange.overlap = False  # small network: fresher parameters beat overlap
+    config.bootstrap.updates = 300
+    config.sequence.graph = 'lattice'
+    config.sequence.criterion = 'smbr'
+    config.sequence.updates = 400
+    config.sequence.learning_rate = 2e-4
+    config.sequence.final_learning_rate = 5e-5
+    config.lattice.acoustic_scale = 0.3  # a third of Kaldi's frames, three times its scale
+    config.decode.acoustic_scale = 0.3
+    config.decode.phone_error_rate = True
+    return config
