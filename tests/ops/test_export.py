@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from backends import TRITON, on_cuda
 from jax import export
 
 from seqtrain import losses, ops
@@ -48,7 +49,29 @@ def test_exports_without_a_custom_call_of_ours(name, platform):
 
     module = export.export(jax.jit(jax.value_and_grad(total)), platforms=[platform])(SCORES)
     assert module.platforms == (platform,)
-    assert 'seqtrain' not in ''.join(re.findall(r'custom_call\s*@\S+', module.mlir_module()))
+    targets = ''.join(re.findall(r'custom_call\s*@\S+', module.mlir_module()))
+    assert 'seqtrain' not in targets
+    assert 'triton' not in targets
+
+
+@pytest.mark.parametrize('name', ['mmi', 'smbr'])
+def test_the_gpu_kernels_are_exported_where_they_are_asked_for(name):
+    # Not by 'auto': JAX promises no compatibility for Triton calls, and old GPUs cannot run them.
+    shared, each = graphs()
+    lengths, labels = jnp.full(B, T, jnp.int32), jnp.zeros((B, T), jnp.int32)
+    criterion = {
+        'mmi': lambda x: losses.lf_mmi(x, lengths, each, shared, leaky=0.1, backend='gpu'),
+        'smbr': lambda x: losses.smbr(x, lengths, labels, shared, backend='gpu'),
+    }[name]
+    step = jax.jit(jax.value_and_grad(lambda x: criterion(x).value.sum()))
+    with on_cuda():
+        with pytest.raises(ValueError, match='compatibility guarantees'):
+            export.export(step, platforms=['cuda'])(SCORES)
+        allowed = export.DisabledSafetyCheck.custom_call(TRITON)
+        module = export.export(step, platforms=['cuda'], disabled_checks=[allowed])(SCORES)
+    assert f'custom_call @{TRITON}(' in module.mlir_module()
+    with pytest.raises(ValueError, match='cannot run on'):
+        export.export(step, platforms=['tpu'])(SCORES)
 
 
 def test_an_exported_module_computes_the_same():

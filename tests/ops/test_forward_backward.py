@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from backends import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from seqtrain import ops
 from seqtrain.fsa import Fsa
 from seqtrain.ops import scaled
 
-BACKENDS = ops.backends()
 FRAMES, PDFS = 6, 3
 
 
