@@ -45,6 +45,8 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         for skipped in features.skipped:
             logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
         search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
+        if not config.sequence.updates:
+            search['acoustic_scale'] = config.decode.ce_acoustic_scale
         recognize = recognizer.Recognizer(network, Decoder(graph, **search))
         started = time.perf_counter()
         hypotheses = recognize(params, features)

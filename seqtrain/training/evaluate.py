@@ -65,9 +65,11 @@ class Evaluator:
         references: dict[str, dict[str, str]],
         recognizers: dict[str, recognizer.Recognizer],
         workdir: Workdir,
+        ce_acoustic_scale: float,
     ):
         self._features, self._references = features, references
         self._recognizers, self._workdir = recognizers, workdir
+        self._ce_acoustic_scale = ce_acoustic_scale
         self.skipped: tuple[Skipped, ...] = features.skipped
         self.scores: list[Score] = [
             Score(**json.loads(file.read_text()))
@@ -91,6 +93,7 @@ class Evaluator:
             _references(texts, data.lexicon, config.decode.phone_error_rate),
             _recognizers(config, data, workdir),
             workdir,
+            config.decode.ce_acoustic_scale,
         )
 
     def score(self, model: str, params: Any) -> None:
@@ -108,7 +111,8 @@ class Evaluator:
 
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
         started = time.perf_counter()
-        hypotheses = self._recognizers[unit](params, self._features)
+        scale = self._ce_acoustic_scale if model == 'ce' else None
+        hypotheses = self._recognizers[unit](params, self._features, acoustic_scale=scale)
         seconds = time.perf_counter() - started
         texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
         write_text(self._workdir.path / 'decode' / f'{model}-{unit}' / 'text', texts)

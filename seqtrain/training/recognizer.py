@@ -151,25 +151,37 @@ class Recognizer:
     def __post_init__(self):
         self._forward = steps.make_forward(self.network)
 
-    def __call__(self, params: Any, features: FeatureSet) -> dict[str, Hypothesis]:
-        """Hypotheses by utterance id; the network runs ahead of the search by one batch."""
+    def __call__(
+        self, params: Any, features: FeatureSet, acoustic_scale: float | None = None
+    ) -> dict[str, Hypothesis]:
+        """Hypotheses by utterance id; the network runs ahead of the search by one batch.
+
+        Args:
+          params: of the network.
+          features: what to recognise.
+          acoustic_scale: another one than the decoder's.
+        """
         if not len(features):
             return {}
+        decoder = self.decoder
+        if acoustic_scale is not None:
+            decoder = dataclasses.replace(decoder, acoustic_scale=acoustic_scale)
         buckets = Buckets.fit(features.num_frames, 3, batch_size=self.batch_size)
         hypotheses: dict[str, Hypothesis] = {}
         waiting = None
         for batch in buckets.batches(features.features):
             scored = (batch.indices, *self._forward(params, batch.features, batch.lengths))
             if waiting is not None:
-                hypotheses |= self._search(waiting, features.ids)
+                hypotheses |= _search(decoder, waiting, features.ids)
             waiting = scored
-        return hypotheses | self._search(waiting, features.ids)
+        return hypotheses | _search(decoder, waiting, features.ids)
 
-    def _search(self, scored: Any, ids: Sequence[str]) -> dict[str, Hypothesis]:
-        # One thread: kaldi-decoder holds Python's lock while it searches.
-        indices, logits, lengths = (np.asarray(x) for x in scored)
-        return {
-            ids[index]: self.decoder.decode(logits[row, : lengths[row]])
-            for row, index in enumerate(indices)
-            if index >= 0
-        }
+
+def _search(decoder: Decoder, scored: Any, ids: Sequence[str]) -> dict[str, Hypothesis]:
+    # One thread: kaldi-decoder holds Python's lock while it searches.
+    indices, logits, lengths = (np.asarray(x) for x in scored)
+    return {
+        ids[index]: decoder.decode(logits[row, : lengths[row]])
+        for row, index in enumerate(indices)
+        if index >= 0
+    }
