@@ -1,5 +1,6 @@
 """The `ray` transport with real processes. Slow (Ray takes seconds to start); quick parts first."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -93,6 +94,28 @@ def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_
 
 
 @pytest.mark.slow
+def test_a_killed_shard_comes_back_with_the_current_rule(ray_here, tmp_path):
+    with ray_here.RayServer(START, 2, rules.sgd(0.1, 0.5), directory=str(tmp_path)) as server:
+        later = rules.adam(0.5)
+        server.set_rule(later, note='second')
+        with server.connect(0) as client:
+            client.latest()
+            server.kill_shard(0)
+            _wait_for_generation(server, 1)
+            for seq in range(20):
+                params, versions = client.pull()
+                client.push(gradient(exchange.Event('', 0, 0, seq), params), versions)
+                client.flush()
+        assert server.params().versions.generations == (1, 0)
+        stores = replay(
+            server.events(), START, 2, rules.sgd(0.1, 0.5), gradient, later_rules=[(later, False)]
+        )
+        shards = server.partition.split(server.params().params)
+        for store, values in zip(stores, shards, strict=True):
+            np.testing.assert_array_equal(store.values, values)
+
+
+@pytest.mark.slow
 def test_sync_over_processes_equals_sync_in_threads(ray_here):
     policy = Policy(mode='sync', num_workers=2)
     heard = []
@@ -117,6 +140,16 @@ def test_sync_over_processes_equals_sync_in_threads(ray_here):
         for client in clients:
             client.close()
     np.testing.assert_array_equal(over_ray.params['w'], here.params['w'])
+
+
+def _wait_for_generation(server, generation):
+    """Until shard 0 is back: a killed process may still answer, then nobody does for a while."""
+    from ray.exceptions import RayActorError
+
+    while True:
+        with contextlib.suppress(RayActorError):
+            if server.params().versions.generations[0] == generation:
+                return
 
 
 def _pull_for_ever(client):

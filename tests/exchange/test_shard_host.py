@@ -166,3 +166,33 @@ def test_messages_of_one_call_are_handled_in_order():
         assert params.version == 1
 
     asyncio.run(run())
+
+
+def test_a_shard_comes_back_with_the_rule_that_it_had(tmp_path):
+    later = {1: rules.sgd(10.0)}
+
+    async def before():
+        shard = host(str(tmp_path), later_rule=later.get)
+        await call(shard, Join(0))
+        await call(shard, push(0, 0, 0))
+        for _ in range(2):  # the second is the driver asking again
+            await shard.set_rule(later[1], False, 'mmi', 1)
+        await dying(shard)
+        assert sum(event.kind == 'rule' for event in (await shard.events())[1]) == 1
+
+    async def after():
+        shard = host(str(tmp_path), later_rule=later.get)
+        assert await shard.ready() == 1
+        await call(shard, Join(0))
+        await call(shard, push(0, 1, 1, generation=1))
+        np.testing.assert_allclose((await shard.read()).values, -11.0)
+        await dying(shard)
+
+    async def another_server():
+        shard = host(str(tmp_path), start_s=5.0)  # it knows nothing of the other's changes
+        await dying(shard)
+
+    for part in (before, after):
+        asyncio.run(part())
+    with pytest.raises(ValueError, match='optimiser state of another rule'):
+        asyncio.run(another_server())

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import pathlib
 import secrets
@@ -126,6 +127,40 @@ class RayEndpoint:
         )
 
 
+class _RuleBook:
+    """The rules that came after the first, for shards that are started again."""
+
+    def __init__(self):
+        self._rules: dict[int, list[Any]] = {}
+
+    def add(self, number: int, rules: list[Any]) -> None:
+        self._rules[number] = rules
+
+    def get(self, number: int, shard: int) -> Any:
+        return self._rules[number][shard]
+
+
+def _rule_from(book: Any, shard: int, number: int) -> Any:
+    return load_ray().get(book.get.remote(number, shard))
+
+
+def _insist(actor: Any, method: str, *args: Any, patience_s: float = 60.0) -> Any:
+    """Calls a shard, again where it was just being started again: for calls that may be repeated.
+
+    Raises:
+      ExchangeError: it did not come back.
+    """
+    ray = load_ray()
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return ray.get(getattr(actor, method).remote(*args))
+        except ray.exceptions.RayActorError as error:
+            if time.monotonic() > deadline:
+                raise ExchangeError(f'A shard is gone: {str(error)[-300:]}') from error
+            time.sleep(0.1)
+
+
 class RayServer:
     """The shards as Ray actors; the same methods as `LocalServer`.
 
@@ -171,6 +206,8 @@ class RayServer:
         self._kept = [
             (ray.put(values), ray.put(shard_rule(rule, self.partition, s))) for s, values in parts
         ]
+        self._book = ray.remote(_RuleBook).options(num_cpus=0).remote()
+        self._rule_number = 0
         self._actors = [
             host.remote(
                 s,
@@ -181,6 +218,7 @@ class RayServer:
                 checkpoint_every=checkpoint_every,
                 lease_s=lease_s,
                 start_s=time.time(),
+                later_rule=functools.partial(_rule_from, self._book, s),
             )
             for s, (values, one_rule) in enumerate(self._kept)
         ]
@@ -228,9 +266,11 @@ class RayServer:
     def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
         """Changes the rule on all shards, between stages."""
         rules = [shard_rule(rule, self.partition, s) for s in range(self.partition.num_shards)]
-        ray = load_ray()
-        calls = zip(self._actors, rules, strict=True)
-        ray.get([actor.set_rule.remote(one, keep_state, note) for actor, one in calls])
+        self._rule_number += 1
+        number = self._rule_number
+        load_ray().get(self._book.add.remote(number, rules))
+        for actor, one in zip(self._actors, rules, strict=True):
+            _insist(actor, 'set_rule', one, keep_state, note, number)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """One snapshot per shard (each consistent in itself), also saved to the directory."""
@@ -260,7 +300,7 @@ class RayServer:
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.close()
-        for actor in self._actors:
+        for actor in [*self._actors, self._book]:
             with contextlib.suppress(Exception):  # Ray may be gone already
                 load_ray().kill(actor)
 

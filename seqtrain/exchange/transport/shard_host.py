@@ -8,10 +8,12 @@ generation number, so that nothing computed before the crash is mistaken for som
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,8 @@ class ShardHost:
         must see it. None: nothing is kept, and a restart begins at `values`.
       checkpoint_every: applied updates between checkpoints.
       lease_s: a replica that is silent for so long is taken to have left; None means never.
-      start_s: time zero of the event log, in seconds since the epoch.
+      start_s: time zero of the event log, in seconds since the epoch; the server's own.
+      later_rule: number of a change of the rule (from 1) -> the rule; for a host that comes back.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ShardHost:
         checkpoint_every: int = 100,
         lease_s: float | None = None,
         start_s: float = 0.0,
+        later_rule: Callable[[int], optax.GradientTransformation] | None = None,
     ):
         self._files = _Files(pathlib.Path(directory), shard) if directory else None
         self._every, self._lease_s, self._start_s = checkpoint_every, lease_s, start_s
@@ -60,7 +64,12 @@ class ShardHost:
         self._waiting: dict[int, list[tuple[Message, asyncio.Future]]] = {}
         self._heard_s: dict[int, float] = {}
         self._lease_task: asyncio.Task | None = None
-        self._come_back()
+        self._rule_number, self._later_rule = 0, later_rule
+        with contextlib.ExitStack() as failed:
+            if self._log is not None:
+                failed.callback(self._log.close)
+            self._come_back()
+            failed.pop_all()
 
     def _come_back(self) -> None:
         """After a crash: the last checkpoint (or the start) and a generation never used before."""
@@ -68,10 +77,15 @@ class ShardHost:
             return
         generation = self._files.next_generation()
         if generation == 0:
-            self._files.save(self._state.snapshot())
+            self._files.save(self._snapshot())
             return
         snapshot = self._files.load()
         snapshot['meta']['generation'] = generation - 1
+        if snapshot['meta'].get('start_s') == self._start_s:  # else of an earlier server
+            self._rule_number = snapshot['meta']['rule']
+        if self._rule_number:
+            assert self._later_rule is not None
+            self._state.store.set_rule(self._later_rule(self._rule_number))
         self._state.restore(snapshot, self._now())
 
     # -- for replicas -----------------------------------------------------------------------
@@ -86,7 +100,7 @@ class ShardHost:
         before = self._state.version
         answers_due = [self._take(message) for message in messages]
         if self._files and self._state.version // self._every > before // self._every:
-            self._files.save(self._state.snapshot())
+            self._files.save(self._snapshot())
         return [await future for future in answers_due if future is not None]
 
     def _take(self, message: Message) -> asyncio.Future | None:
@@ -138,14 +152,23 @@ class ShardHost:
         self._deliver(self._state.handle(Leave(worker), self._now()))
 
     async def set_rule(
-        self, rule: optax.GradientTransformation, keep_state: bool, note: str
+        self, rule: optax.GradientTransformation, keep_state: bool, note: str, number: int
     ) -> None:
-        """Changes the rule; a restart brings back the rule that the shard began with."""
+        """Changes the rule, for good: a crash after it comes back to it.
+
+        Args:
+          rule, keep_state, note: see `ShardState.set_rule`.
+          number: of the change, from 1; the same one asked for again changes nothing.
+        """
+        if number == self._rule_number:
+            return
         self._state.set_rule(rule, keep_state=keep_state, note=note)
+        self._rule_number = number
+        await self.snapshot()
 
     async def snapshot(self) -> dict[str, Any]:
         """The shard's snapshot; also written to the directory."""
-        snapshot = self._state.snapshot()
+        snapshot = self._snapshot()
         if self._files:
             self._files.save(snapshot)
         return snapshot
@@ -155,7 +178,7 @@ class ShardHost:
         self._deliver(self._state.restore(snapshot, self._now()))
         if self._files:
             self._files.write_generation(self._state.generation)
-            self._files.save(self._state.snapshot())
+            self._files.save(self._snapshot())
 
     async def events(self, since: int = 0) -> tuple[int, list[Event]]:
         """(process id, this process's events from number `since` on)."""
@@ -171,6 +194,11 @@ class ShardHost:
             self._lease_task.cancel()
         if self._log is not None:
             self._log.close()
+
+    def _snapshot(self) -> dict[str, Any]:
+        snapshot = self._state.snapshot()
+        snapshot['meta'] |= {'rule': self._rule_number, 'start_s': self._start_s}
+        return snapshot
 
     def _now(self) -> float:
         return time.time() - self._start_s
