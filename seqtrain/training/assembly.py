@@ -6,7 +6,6 @@ With `serving` the only module that turns config sections into the layers' own d
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -123,27 +122,13 @@ def step(
     """The compiled step of a kind of stage; its further arguments are `step_args`."""
     if kind == 'ce':
         return steps.make_step(net, steps.cross_entropy, config.exchange.clip_norm)
-    settings = sequence_config(config, topology)
+    settings = lattice_stage.sequence_config(config, topology)
     if lattice_stage.on_lattices(config) and config.lattice.mode == 'outer':
         return lattice_outer.make_frame_step(net, settings, config.exchange.clip_norm)
     return steps.make_step(
         net,
         lambda log_prior, graph: steps.sequence(log_prior, graph, settings),
         config.exchange.clip_norm,
-    )
-
-
-def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> steps.SequenceConfig:
-    """The criterion of the sequence stage."""
-    names = ('criterion', 'boost', 'leaky', 'ce_weight', 'output_l2', 'one_silence_class')
-    lattices = lattice_stage.on_lattices(config)
-    # Paths that the search left out have less than exp(−lattice beam) of the best one's mass.
-    outside = math.exp(-config.lattice.lattice_beam)
-    return steps.SequenceConfig(
-        **pick(config.sequence, *names),
-        phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
-        acoustic_scale=config.lattice.acoustic_scale if lattices else 1.0,
-        drop_below=outside if config.sequence.drop_frames else None,
     )
 
 

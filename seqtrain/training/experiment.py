@@ -250,7 +250,8 @@ class Experiment:
         if stage.kind == 'ce' or not lattice_stage.on_lattices(self.config):
             return None
         params = self.server.params().params
-        return lattice_stage.make(self.config, self.data, self.network, self.workdir.path, params)
+        folder = self.workdir.path
+        return lattice_stage.make(self.config, self.data, self.network, self.labels, folder, params)
 
     def _save(self, leases: dict[str, Any]) -> None:
         stage, completed = self._stage, self._completed

@@ -278,6 +278,16 @@ def denominator_graph(
     return decoding_graph(data.lexicon, data.topology, model, cache_dir=cache_dir)
 
 
+def merged(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """One summary of several batches': times and counts are added, the rest are means."""
+    added = ('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s')
+    result = {}
+    for name in sorted({name for one in found for name in one}):
+        values = [one[name] for one in found if name in one]
+        result[name] = sum(values) / (1 if name in added else len(values))
+    return result
+
+
 def summary(made: Sequence[Made | None], seconds: float, audio_s: float) -> dict[str, float]:
     """What a batch's lattices were like, for the log; times in seconds."""
     good = [one for one in made if one is not None and not one.reason]

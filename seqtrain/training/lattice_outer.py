@@ -14,7 +14,7 @@ g − c ⊙ (a' − a) with c = κ²[γ_den(1−γ_den) − γ_num(1−γ_num)],
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ class FrameBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outer:
-    """An utterance's outer derivatives, of one utterance; see `FrameBatch`.
+    """The outer derivatives of one utterance; see `FrameBatch`.
 
     Attributes:
       value: the criterion.
@@ -165,11 +165,15 @@ class FrameBatcher:
       network: for its context.
       features: f32[T, F] of every utterance.
       labels: an alignment per utterance.
+      num_pdfs: P.
+      correction: whether derivatives come with logits and curvature.
     """
 
     network: Network
     features: Sequence[np.ndarray]
     labels: Sequence[np.ndarray]
+    num_pdfs: int
+    correction: bool = False
 
     @property
     def width(self) -> int:
@@ -178,7 +182,7 @@ class FrameBatcher:
 
     def minibatches(
         self, block: Sequence[tuple[int, Outer]], count: int, room: int, rng: np.random.Generator
-    ) -> list[FrameBatch]:
+    ) -> list[tuple[np.ndarray, FrameBatch]]:
         """All frames of a block, each once, in `count` minibatches of like size.
 
         Args:
@@ -186,6 +190,9 @@ class FrameBatcher:
           count: of minibatches; some are empty where there are too few frames.
           room: frames that any of them may come to have; shapes are quarters of it.
           rng: shuffles.
+
+        Returns:
+          Each minibatch with the members of the block that its frames come from.
         """
         lengths = [len(outer.derivative) for _, outer in block]
         size = -(-sum(lengths) // count)
@@ -194,7 +201,9 @@ class FrameBatcher:
         drawn = list(shuffled_frames(lengths, size, rng)) if size else []
         empty = np.zeros(0, int)
         drawn += [(empty, empty)] * (count - len(drawn))
-        return [self._minibatch(block, members, frames, padded) for members, frames in drawn]
+        return [
+            (members, self._minibatch(block, members, frames, padded)) for members, frames in drawn
+        ]
 
     def _minibatch(self, block, members, frames, size: int) -> FrameBatch:
         """Frames `frames[i]` of `block[members[i]]`, padded to `size`."""
@@ -215,11 +224,8 @@ class FrameBatcher:
             value[row] = outer.value / len(outer.derivative)
             weight[row] = 1.0
 
-        def rows(name: str) -> np.ndarray | None:
-            first = getattr(block[0][1], name) if block else None
-            if first is None and name != 'derivative':
-                return None
-            taken = np.zeros((size, first.shape[1] if first is not None else 1), np.float32)
+        def rows(name: str) -> np.ndarray:
+            taken = np.zeros((size, self.num_pdfs), np.float32)
             for row, (member, frame) in enumerate(zip(members, frames, strict=True)):
                 taken[row] = getattr(block[member][1], name)[frame]
             return taken
@@ -229,13 +235,9 @@ class FrameBatcher:
             starts,
             ends,
             rows('derivative'),
-            rows('logits'),
-            rows('curvature'),
+            rows('logits') if self.correction else None,
+            rows('curvature') if self.correction else None,
             labels,
             value,
             weight,
         )
-
-
-Compute = Callable[[Any, DeviceBatch], Any]
-"""What `make_outer` compiles."""

@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from seqtrain import losses
 from seqtrain.data.leases import Lease
 from seqtrain.exchange import Pulled, Versions
 from seqtrain.training import lattice
-from seqtrain.training.batching import HostBatch
+from seqtrain.training.batching import Batcher, HostBatch
 from seqtrain.training.lattice import LatticeConfig, LatticeMaker, Made
+from seqtrain.training.lattice_outer import FrameBatch, FrameBatcher, Outer
 
 Compile = Callable[[tuple, Callable[[], Any]], bool]
 """`CompileGate.compile`."""
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
 
     made: Made
     versions: Versions
+    outer: Outer | None = None
 
 
 class LatticeStore:
@@ -60,6 +63,23 @@ class LatticeStore:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class OuterWork:
+    """What the mode 'outer' needs beside lattices.
+
+    Attributes:
+      compute: `lattice_outer.make_outer` of the network and the criterion.
+      batcher: makes batches without augmentation.
+      frames: cuts minibatches.
+      room: frames of the largest batch.
+    """
+
+    compute: Callable[..., Any]
+    batcher: Batcher
+    frames: FrameBatcher
+    room: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class LatticeWork:
     """What the replicas of a stage share to make lattices.
 
@@ -67,22 +87,27 @@ class LatticeWork:
       config: see there.
       maker: makes and packs.
       forward: `steps.make_forward` of the network.
+      outer: of the mode 'outer'.
       store: of the modes that keep lattices.
     """
 
     config: LatticeConfig
     maker: LatticeMaker
     forward: Callable[..., Any]
+    outer: OuterWork | None = None
     store: LatticeStore = dataclasses.field(default_factory=LatticeStore)
 
     @property
     def horizon(self) -> int:
         """How many leases a source wants to know beyond the one that it is asked for."""
+        if self.config.mode == 'outer':
+            return self.config.batches_per_block - 1 + self.config.ahead
         return int(self.config.ahead)
 
     def source(self, device: jax.Device, compile: Compile) -> LatticeSource:
         """A replica's source."""
-        return LatticeSource(self, device, compile)
+        kind = LatticeSource if self.outer is None else BlockSource
+        return kind(self, device, compile)
 
     def period(self, lease: Lease) -> int:
         """Lattices of one period serve each other's epochs."""
@@ -95,7 +120,7 @@ class _Prepared:
 
     Attributes:
       entries: by row; None for padding rows.
-      graphs: numerators and denominators.
+      graphs: numerators and denominators; of the mode 'outer' nothing.
       metrics: see `lattice.summary`.
     """
 
@@ -144,14 +169,7 @@ class LatticeSource:
           following: the leases after this one.
           busy: arrays of the step before; the device counts as idle only when they are there.
         """
-        future = self._waiting.get(lease.id) or self._begin(lease, pulled)
-        idle_s = 0.0
-        if not future.done():
-            jax.block_until_ready(busy)
-            began = time.perf_counter()
-            future.result()
-            idle_s = time.perf_counter() - began
-        prepared = future.result()
+        prepared, idle_s = self._wait(lease, pulled, busy)
         ages = [age(pulled.versions, entry.versions) for entry in prepared.entries if entry]
         reasons = {
             int(index): entry.made.reason
@@ -169,6 +187,17 @@ class LatticeSource:
             metrics={**prepared.metrics, 'lattice_idle_s': idle_s},
             reasons=reasons,
         )
+
+    def _wait(self, lease: Lease, pulled: Pulled, busy: Any) -> tuple[_Prepared, float]:
+        """What was prepared for a lease, and for how many seconds the device had nothing to do."""
+        future = self._waiting.get(lease.id) or self._begin(lease, pulled)
+        idle_s = 0.0
+        if not future.done():
+            jax.block_until_ready(busy)
+            began = time.perf_counter()
+            future.result()
+            idle_s = time.perf_counter() - began
+        return future.result(), idle_s
 
     def close(self) -> None:
         """Ends the thread; what it has begun is dropped."""
@@ -208,17 +237,121 @@ class LatticeSource:
             made, seconds = work.maker.make(logits, lengths, missing, lease.bucket)
             for row, one in enumerate(made):
                 if one is not None:
-                    entries[row] = entry = Entry(one, pulled.versions)
-                    if work.config.mode != 'decode':
-                        work.store.put(int(missing[row]), work.period(lease), entry)
-        graphs = work.maker.pack([one.made if one else None for one in entries], lease.bucket)
-        all_made = [entry.made for entry in entries if entry is not None]
+                    entries[row] = Entry(one, pulled.versions)
+            self._keep(lease, missing, entries, pulled)
         audio_s = sum(work.maker.audio_s(int(i)) for i in missing if i >= 0)
-        return _Prepared(
-            entries,
-            jax.device_put(graphs, self._device),
-            lattice.summary(all_made, seconds, audio_s),
+        all_made = [entry.made for entry in entries if entry is not None]
+        metrics = lattice.summary(all_made, seconds, audio_s)
+        return _Prepared(entries, self._graphs(lease, entries), metrics)
+
+    def _keep(
+        self, lease: Lease, missing: np.ndarray, entries: list[Entry | None], pulled: Pulled
+    ) -> None:
+        """Stores the new entries, for the modes that use them again."""
+        if self._work.config.mode == 'decode':
+            return
+        for index, entry in zip(missing, entries, strict=True):
+            if index >= 0 and entry is not None:
+                self._work.store.put(int(index), self._work.period(lease), entry)
+
+    def _graphs(self, lease: Lease, entries: Sequence[Entry | None]) -> Any:
+        graphs = self._work.maker.pack([e.made if e else None for e in entries], lease.bucket)
+        return jax.device_put(graphs, self._device)
+
+
+class BlockSource(LatticeSource):
+    """The mode 'outer': minibatches of frames from the outer derivatives of a block of leases.
+
+    A block's frames are cut into as many minibatches as it has leases, so that each lease stands
+    for one push.
+    """
+
+    def __init__(self, work: LatticeWork, device: jax.Device, compile: Compile):
+        super().__init__(work, device, compile)
+        self._block: list[Entry] = []
+        self._minibatches: dict[tuple[int, int, int], tuple[np.ndarray, FrameBatch]] = {}
+        self._facts: dict[str, float] = {}
+        self._reasons: dict[int, str] = {}
+
+    def complete(
+        self,
+        lease: Lease,
+        batch: HostBatch,
+        pulled: Pulled,
+        following: Sequence[Lease] = (),
+        busy: Any = None,
+    ) -> HostBatch:
+        """The lease's minibatch; with the first lease of a block those of the whole block."""
+        if lease.id not in self._minibatches:
+            size = self._work.config.batches_per_block
+            self._open([lease, *following][:size], pulled, busy)
+        members, frames = self._minibatches[lease.id]
+        ages = [age(pulled.versions, self._block[m].versions) for m in members]
+        facts, self._facts = self._facts, {}
+        reasons, self._reasons = self._reasons, {}
+        return dataclasses.replace(
+            batch,
+            device=jax.device_put(frames, self._device),
+            frames=len(members),
+            shape=frames.windows.shape,
+            s2=round(sum(ages) / max(1, len(ages))),
+            metrics=facts,
+            reasons=reasons,
         )
+
+    def _open(self, leases: Sequence[Lease], pulled: Pulled, busy: Any) -> None:
+        """Gathers a block's derivatives and cuts them into minibatches."""
+        work = self._work
+        assert work.outer is not None
+        block: list[tuple[int, Outer]] = []
+        self._block, self._reasons, found = [], {}, []
+        for lease in leases:
+            prepared, idle_s = self._wait(lease, pulled, busy)
+            found.append({**prepared.metrics, 'lattice_idle_s': idle_s})
+            for index, entry in zip(lease.indices, prepared.entries, strict=False):
+                assert entry is not None
+                if entry.outer is None:
+                    self._reasons[index] = entry.made.reason
+                    continue
+                block.append((index, entry.outer))
+                self._block.append(entry)
+        rng = np.random.default_rng([work.outer.batcher.seed, *leases[0].id])
+        cut = work.outer.frames.minibatches(block, len(leases), work.outer.room, rng)
+        self._minibatches = {lease.id: one for lease, one in zip(leases, cut, strict=True)}
+        self._facts = lattice.merged(found)
+
+    def _graphs(self, lease: Lease, entries: Sequence[Entry | None]) -> Any:
+        return None
+
+    def _keep(
+        self, lease: Lease, missing: np.ndarray, entries: list[Entry | None], pulled: Pulled
+    ) -> None:
+        """Outer derivatives of the new lattices, which are not needed any more."""
+        work = self._work
+        assert work.outer is not None
+        batch = work.outer.batcher.make(lease, self._device, work.outer.frames.labels).device
+        numerators, denominators = super()._graphs(
+            lease, [e if i >= 0 else None for i, e in zip(missing, entries, strict=True)]
+        )
+        batch = dataclasses.replace(batch, numerators=numerators, denominators=denominators)
+        compute = work.outer.compute
+        key = (compute, self._device, batch.features.shape, denominators.src.shape)
+        self._compile(key, lambda: compute(pulled.params, batch))
+        out, derivative, logits, curvature = jax.device_get(compute(pulled.params, batch))
+        for row, (index, entry) in enumerate(zip(missing, entries, strict=True)):
+            if index < 0 or entry is None:
+                continue
+            size = int(work.maker.data.output_lengths[index])
+            made = dataclasses.replace(entry.made, numerator=None, denominator=None)
+            if not made.reason and not out.valid[row]:
+                name = losses.Reason(int(out.reason[row])).name.lower().replace('_', ' ')
+                made = dataclasses.replace(made, reason=f'no value: {name}')
+            outer = None
+            if not made.reason:
+                kept = [None if x is None else x[row, :size].copy() for x in (logits, curvature)]
+                outer = Outer(float(out.value[row]), derivative[row, :size].copy(), *kept)
+            entries[row] = Entry(made, entry.versions, outer)
+        super()._keep(lease, missing, entries, pulled)
 
 
 def age(now: Versions, then: Versions) -> int:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from seqtrain.training import devices, lattice, steps
-from seqtrain.training.config import section
+from seqtrain.graphs import Topology
+from seqtrain.training import devices, lattice, lattice_outer, steps
+from seqtrain.training.batching import Batcher
+from seqtrain.training.config import pick, section
 from seqtrain.training.lattice import LatticeConfig, LatticeMaker, Made, Sizes
-from seqtrain.training.lattice_source import LatticeWork
+from seqtrain.training.lattice_outer import FrameBatcher
+from seqtrain.training.lattice_source import LatticeWork, OuterWork
 from seqtrain.training.prepare import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -51,6 +56,7 @@ def make(
     config: ml_collections.ConfigDict,
     data: TrainingData,
     network: steps.Network,
+    labels: Sequence[np.ndarray],
     folder: pathlib.Path,
     params: Any,
 ) -> LatticeWork:
@@ -59,6 +65,7 @@ def make(
     Args:
       config: the run's.
       data, network: the run's.
+      labels: an alignment per utterance.
       folder: of the run; keeps the sizes of batches, so that a restart has the same.
       params: of the network; a first look at lattices says how large batches must be.
     """
@@ -73,7 +80,40 @@ def make(
         sizes = Sizes.fit(made, frames)
         sizes.write(folder)
         logger.info('Lattices: %s', _description(made, sizes))
-    return LatticeWork(settings, dataclasses.replace(maker, sizes=sizes), forward)
+    outer = None
+    if settings.mode == 'outer':
+        outer = _outer(config, settings, data, network, labels)
+    return LatticeWork(settings, dataclasses.replace(maker, sizes=sizes), forward, outer)
+
+
+def _outer(
+    config: ml_collections.ConfigDict,
+    settings: LatticeConfig,
+    data: TrainingData,
+    network: steps.Network,
+    labels: Sequence[np.ndarray],
+) -> OuterWork:
+    criterion = sequence_config(config, data.topology)
+    pdfs = data.topology.num_pdfs
+    return OuterWork(
+        lattice_outer.make_outer(network, criterion, settings.correction),
+        Batcher(data, config.seed),
+        FrameBatcher(network, data.features.features, labels, pdfs, settings.correction),
+        max(rows * -(-frames // data.subsampling) for rows, frames in data.buckets.shapes),
+    )
+
+
+def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> steps.SequenceConfig:
+    """The criterion of the sequence stage."""
+    names = ('criterion', 'boost', 'leaky', 'ce_weight', 'output_l2', 'one_silence_class')
+    # Paths that the search left out have less than exp(−lattice beam) of the best one's mass.
+    outside = math.exp(-config.lattice.lattice_beam)
+    return steps.SequenceConfig(
+        **pick(config.sequence, *names),
+        phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
+        acoustic_scale=config.lattice.acoustic_scale if on_lattices(config) else 1.0,
+        drop_below=outside if config.sequence.drop_frames else None,
+    )
 
 
 def _first_look(maker: LatticeMaker, forward, params: Any) -> tuple[list[Made], list[int]]:

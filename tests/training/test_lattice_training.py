@@ -46,3 +46,53 @@ def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
     # The first batch of a replica has lattices of its own parameters, the others older ones.
     assert 0 in ages
     assert max(ages) > 0
+
+
+def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
+    config = lattice_config(
+        lattice__mode='epoch',
+        lattice__epochs_per_lattice=2,
+        lattice__ahead=False,
+        exchange__num_replicas=1,
+        sequence__updates=24,
+    )
+    experiment.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path, 'mmi')
+    epochs = {}
+    for row in rows:
+        epochs.setdefault(row.lease[1], []).append(row.metrics['lattice_s'])
+    whole = [epoch for epoch in sorted(epochs) if epoch > min(epochs)][:-1]
+    for epoch in whole:  # every other epoch costs the host nothing
+        made = [seconds > 0 for seconds in epochs[epoch]]
+        assert all(made) if epoch % 2 == 0 else not any(made), (epoch, made)
+    events = eventlog.read(tmp_path / monitor.EVENTS)[1]
+    assert max(e.s2 for e in events) >= 4
+
+
+@pytest.mark.parametrize(
+    ('criterion', 'correction', 'replicas'),
+    [('mmi', True, 1), ('smbr', False, 1), ('mmi', False, 2)],
+)
+def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correction, replicas):
+    config = lattice_config(
+        sequence__criterion=criterion,
+        exchange__num_replicas=replicas,
+        sequence__ce_weight=0.1,
+        sequence__updates=16,
+        lattice__mode='outer',
+        lattice__epochs_per_lattice=2,
+        lattice__batches_per_block=2,
+        lattice__correction=correction,
+    )
+    result = experiment.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path, criterion)
+    assert result['updates'] == 24
+    assert len(rows) == 16
+    assert all(math.isfinite(row.metrics['loss']) for row in rows)
+    assert all(row.metrics['gradient_norm'] > 0 for row in rows)
+    if not correction:
+        assert max(row.metrics['row_sum'] for row in rows) < 1e-5
+    if replicas == 1:  # blocks end where epochs do: every frame is there once
+        frames = [row.frames for row in rows]
+        totals = {sum(frames[start : start + 4]) for start in range(0, 16, 4)}
+        assert len(totals) == 1
