@@ -3,24 +3,43 @@
     python launch/simulate.py --out=DIR                                    # the toy, 64 replicas
     python launch/simulate.py --problem=none --workers=1000 --duration_s=7200 --step_s=10 --out=DIR
     python launch/simulate.py --slow=0:4 --out=DIR                         # replica 0 is 4× slower
+    python launch/simulate.py --problem=acoustic --config=configs/yesno.py --workers=8 --out=DIR
+    python launch/simulate.py --problem=acoustic --workdir=RUN --workers=8 --out=DIR
 
+The toy is a quadratic. The acoustic model trains for real, by the rule of its config: cross-entropy
+from the beginning (--config), or the sequence criterion from where a run has ended (--workdir).
 Prints one line per mode, writes simulation.png into DIR, and ends with one line of JSON.
 """
 
+import functools
 import json
 import os
+import pathlib
+import sys
 import time
+from typing import Any
 
+import ml_collections
 from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from seqtrain.exchange import Policy, rules
 from seqtrain.exchange.plots import compare
-from seqtrain.exchange.scenario import Dist, Quadratic, Result, Scenario
+from seqtrain.exchange.scenario import Dist, Problem, Quadratic, Result, Scenario
 from seqtrain.exchange.simulate import Simulation
+from seqtrain.training import config as config_lib
+from seqtrain.training import errors, serving
+from seqtrain.training.problem import AcousticProblem
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', None, 'Folder for simulation.png; none is drawn without it.')
-flags.DEFINE_enum('problem', 'toy', ['toy', 'none'], 'What is trained; none: time only.')
+flags.DEFINE_enum(
+    'problem', 'toy', ['toy', 'acoustic', 'none'], 'What is trained; none: time only.'
+)
+config_flags.DEFINE_config_file('config', None, 'acoustic: an experiment.', lock_config=True)
+flags.DEFINE_string('workdir', None, 'acoustic: the folder of a run to go on from.')
+flags.DEFINE_integer('loss_samples', 200, 'How often the loss is measured.', lower_bound=1)
 flags.DEFINE_integer('workers', 64, 'Replicas.', lower_bound=1, upper_bound=10_000)
 flags.DEFINE_integer('shards', 1, 'Shards.', lower_bound=1)
 flags.DEFINE_integer('parameters', 1_000_000, 'Parameters in all, for the time that they travel.')
@@ -72,17 +91,47 @@ def scenario(mode: str) -> Scenario:
         overlap=FLAGS.overlap,
         replica_mtbf_s=FLAGS.replica_mtbf_s,
         shard_mtbf_s=FLAGS.shard_mtbf_s,
-        sample_s=FLAGS.duration_s / 200,
+        sample_s=FLAGS.duration_s / FLAGS.loss_samples,
     )
 
 
-def simulate(mode: str) -> Result:
-    """Runs one mode, with the toy or for time only."""
+def experiment() -> tuple[ml_collections.ConfigDict, str]:
+    """The config of the acoustic problem, and its criterion."""
+    if (FLAGS.workdir is None) == (FLAGS.config is None):
+        raise app.UsageError('--problem=acoustic needs either --config=FILE or --workdir=RUN.')
+    if FLAGS.workdir is None:
+        config = FLAGS.config
+    else:
+        file = pathlib.Path(FLAGS.workdir) / 'config.json'
+        config = config_lib.from_json(json.loads(file.read_text()))
+        config.start_from = FLAGS.workdir
+    config.seed, config.exchange.num_replicas = FLAGS.seed, FLAGS.workers
+    return config, 'ce' if FLAGS.workdir is None else 'sequence'
+
+
+def trained(mode: str) -> tuple[Any, Problem | None]:
+    """The rule and the problem of the flags in one mode; nothing where only time matters."""
     if FLAGS.problem == 'none':
-        return Simulation(scenario(mode)).run()
-    stages = [rules.scale_by_staleness()] if mode == 'async' else []
-    rule = rules.chain(*stages, rules.sgd(FLAGS.learning_rate))
-    return Simulation(scenario(mode), rule, Quadratic(noise=FLAGS.noise, seed=FLAGS.seed)).run()
+        return None, None
+    if FLAGS.problem == 'toy':
+        stages = [rules.scale_by_staleness()] if mode == 'async' else []
+        rule = rules.chain(*stages, rules.sgd(FLAGS.learning_rate))
+        return rule, Quadratic(noise=FLAGS.noise, seed=FLAGS.seed)
+    config, kind = experiment()
+    config.exchange.mode = 'async' if mode == 'async' else 'sync'
+    serving.check(config)
+    return serving.rule(config, kind), acoustic()
+
+
+@functools.cache
+def acoustic() -> AcousticProblem:
+    """The acoustic problem, the same for all modes."""
+    return AcousticProblem(*experiment())
+
+
+def simulate(mode: str) -> Result:
+    """Runs one mode."""
+    return Simulation(scenario(mode), *trained(mode)).run()
 
 
 def summary(result: Result, wall_s: float) -> dict[str, float | int | None]:
@@ -103,10 +152,14 @@ def summary(result: Result, wall_s: float) -> dict[str, float | int | None]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
+    absl_logging.set_verbosity(absl_logging.WARNING)
     results, numbers = {}, {}
     for mode in FLAGS.mode:
         started = time.perf_counter()
-        results[mode] = simulate(mode)
+        try:
+            results[mode] = simulate(mode)
+        except errors.FOR_USERS as error:
+            sys.exit(f'{type(error).__name__}: {error}')
         numbers[mode] = summary(results[mode], time.perf_counter() - started)
         print(mode, numbers[mode])
     if FLAGS.out:
