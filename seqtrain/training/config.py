@@ -181,6 +181,7 @@ def _bootstrap() -> ml_collections.ConfigDict:
     part.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
     part.updates = 40  # per round, over all replicas
     part.learning_rate = 2e-3
+    part.final_learning_rate = 2e-3  # exponential decay over all rounds
     return part
 
 

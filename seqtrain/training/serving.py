@@ -199,12 +199,13 @@ def rule(config: ml_collections.ConfigDict, kind: str) -> RuleLike:
     if settings.local_steps > 1:  # the stage's learning rate is the local optimiser's
         usual = 1.0 if settings.rule in ('block_momentum', 'sgd') else 0.7
         return _rule(settings, settings.outer_learning_rate or usual)
-    if kind == 'ce':
-        return _rule(settings, config.bootstrap.learning_rate)
+    part, rounds = (
+        (config.bootstrap, config.bootstrap.rounds) if kind == 'ce' else (config.sequence, 1)
+    )
     per_version = settings.num_replicas if settings.mode == 'sync' else 1
-    first, last = config.sequence.learning_rate, config.sequence.final_learning_rate
-    versions = max(1, config.sequence.updates // per_version)
-    return _rule(settings, optax.exponential_decay(first, versions, last / first))
+    versions = max(1, rounds * part.updates // per_version)
+    decay = part.final_learning_rate / part.learning_rate
+    return _rule(settings, optax.exponential_decay(part.learning_rate, versions, decay))
 
 
 def _rule(settings: ml_collections.ConfigDict, learning_rate: Any) -> RuleLike:

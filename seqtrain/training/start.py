@@ -89,6 +89,7 @@ def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.Config
     mono = config.copy_and_resolve_references()
     mono.graph.context = 'mono'
     mono.bootstrap.rounds = config.bootstrap.mono_rounds
+    mono.bootstrap.final_learning_rate = config.bootstrap.learning_rate  # it is not the end
     mono.sequence.updates = 0
     return mono
 
