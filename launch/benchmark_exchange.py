@@ -13,6 +13,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 
 from seqtrain.exchange import Policy, benchmark, rules
 from seqtrain.exchange.memory import keep_freed_memory
@@ -98,8 +99,10 @@ def stragglers() -> dict[str, float]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
+    absl_logging.set_verbosity(absl_logging.WARNING)
     keep_freed_memory()
-    parts = [bandwidth, idle_local, stragglers] + ([idle_ray] if FLAGS.ray else [])
+    # Ray first, and gone before the others: it forks, which JAX must not be up for.
+    parts = ([idle_ray] if FLAGS.ray else []) + [bandwidth, idle_local, stragglers]
     numbers: dict[str, float] = {'cores': os.cpu_count() or 0}
     for part in parts:
         measured = part()

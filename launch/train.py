@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from seqtrain.exchange.memory import keep_freed_memory
 from seqtrain.training import errors, experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
@@ -28,6 +29,7 @@ def main(argv):
     del argv
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
+    keep_freed_memory()
     if _RAY_ADDRESS.value:
         _CONFIG.value.exchange.ray_address = _RAY_ADDRESS.value
     try:

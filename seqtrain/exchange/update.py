@@ -39,8 +39,14 @@ def malformed(push: Push, shape: tuple[int, ...]) -> tuple[Reason, str] | None:
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether every element is finite: the extremes are, and NaN is its own extreme."""
-    return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+    """Whether every element is finite, in one pass: NaN and infinity stay in a sum.
+
+    A sum that is not finite may only have overflowed; then the extremes decide (NaN is its own).
+    """
+    with np.errstate(over='ignore', invalid='ignore'):
+        if np.isfinite(array.sum()):
+            return True
+    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def frame_weighted_mean(pushes: list[Push]) -> np.ndarray:

@@ -33,6 +33,7 @@ from seqtrain.data.buckets import Buckets
 from seqtrain.data.leases import Lease
 from seqtrain.data.utterance import DataError
 from seqtrain.exchange import Client, Partition
+from seqtrain.exchange.memory import keep_freed_memory
 from seqtrain.fsa import Fsa
 from seqtrain.graphs import PhoneLm, Topology
 from seqtrain.training import align, assembly, bootstrap, devices, errors, prepare, serving, steps
@@ -118,6 +119,7 @@ class ReplicaProcess:
     def __init__(self, number: int, brief: Brief, endpoint: Any):
         self._number, self._brief, self._endpoint = number, brief, endpoint
         self._config = config_lib.from_json(brief.config)
+        keep_freed_memory()
         devices.set_up(1, self._config.data.cache_dir)
         self._device = jax.local_devices()[0]
         self._network, params = assembly.network(

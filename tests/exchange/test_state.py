@@ -20,6 +20,7 @@ from seqtrain.exchange import (
     Store,
     rules,
 )
+from seqtrain.exchange.update import all_finite
 
 
 def make(n=2, **policy):
@@ -289,3 +290,17 @@ def test_what_an_earlier_life_of_a_replica_sends_is_refused():
     assert isinstance(ack, Ack)
     state.handle(Leave(0))
     assert not state.members[0].present
+
+
+@pytest.mark.parametrize(
+    ('values', 'finite'),
+    [
+        ([3e38, 3e38, -3e38, -3e38], True),  # the sum overflows on the way
+        ([np.inf, -np.inf], False),
+        ([np.nan, 1.0], False),
+        ([-np.inf, 1.0], False),
+        ([], True),
+    ],
+)
+def test_what_is_finite(values, finite):
+    assert all_finite(np.array(values, np.float32)) is finite

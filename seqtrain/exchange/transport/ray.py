@@ -30,6 +30,7 @@ from typing import Any
 from seqtrain.exchange import eventlog
 from seqtrain.exchange.client import Client
 from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
+from seqtrain.exchange.memory import keep_freed_memory
 from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
@@ -127,6 +128,14 @@ class RayEndpoint:
         )
 
 
+class _ShardProcess(ShardHost):
+    """A shard's process."""
+
+    def __init__(self, *args: Any, **options: Any):
+        keep_freed_memory()
+        super().__init__(*args, **options)
+
+
 class _RuleBook:
     """The rules that came after the first, for shards that are started again."""
 
@@ -193,7 +202,7 @@ class RayServer:
         self._watcher: Watcher | None = None
         self.policy = policy or Policy()
         self.partition = Partition.make(params, num_shards)
-        host = ray.remote(ShardHost).options(
+        host = ray.remote(_ShardProcess).options(
             num_cpus=num_cpus,
             max_restarts=-1 if directory else 0,
             max_task_retries=0,
