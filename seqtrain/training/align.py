@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from seqtrain.data.leases import Lease
-from seqtrain.graphs import Lexicon, Topology
 from seqtrain.training import bootstrap
 from seqtrain.training.batching import Batcher
 from seqtrain.training.prepare import TrainingData
@@ -19,15 +18,18 @@ from seqtrain.training.prepare import TrainingData
 def flat_start(data: TrainingData) -> list[np.ndarray]:
     """i32[U] per utterance: silence by energy, speech cut uniformly into the words' phones.
 
-    The first pronunciation of every word is taken; the energy of a frame is the mean of its
-    log-mel features, which normalisation shifts and scales but does not reorder much.
+    The first pronunciation of every word is taken; an utterance too short for these has no labels
+    (−1) until the first realignment. The energy of a frame is the mean of its log-mel features,
+    which normalisation shifts and scales but does not reorder much.
     """
-    silence = _phone_pdfs(data.topology, 0)
     labels = []
     for text, frames in zip(data.features.texts, data.features.features, strict=True):
         speech = bootstrap.energy_speech_mask(frames[:: data.subsampling].mean(-1))
-        phones = [_phone_pdfs(data.topology, p) for p in _first_phones(text, data.lexicon)]
-        labels.append(bootstrap.flat_start_labels(speech, phones, silence))
+        phones = [p for word in text.split() for p in data.lexicon.variants(word)[0]]
+        try:
+            labels.append(bootstrap.flat_start_labels(speech, phones, data.topology))
+        except ValueError:
+            labels.append(np.full(len(speech), -1, np.int32))
     return labels
 
 
@@ -82,14 +84,3 @@ def paths(
         path = pdfs[row, : data.output_lengths[index]]
         if (path >= 0).all():
             yield index, path.astype(np.int32)
-
-
-def _first_phones(text: str, lexicon: Lexicon) -> list[int]:
-    return [p for word in text.split() for p in lexicon.variants(word)[0]]
-
-
-def _phone_pdfs(topology: Topology, phone: int) -> list[int]:
-    """The pdfs of a phone's states in time order: each state's forward pdf, then its loop pdf."""
-    forward, loop = topology.pdfs(-1, phone)
-    pdfs = [pdf for pair in zip(forward, loop, strict=True) for pdf in pair]
-    return list(dict.fromkeys(pdfs))

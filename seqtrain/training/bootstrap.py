@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from seqtrain.graphs import Topology, uniform_alignment
+
 
 def energy_speech_mask(energy: np.ndarray) -> np.ndarray:
     """Speech frames by Otsu's threshold on the frame energies.
@@ -28,44 +30,43 @@ def energy_speech_mask(energy: np.ndarray) -> np.ndarray:
     return energy >= ordered[1 + int(np.argmax(between))]
 
 
-def flat_start_labels(
-    speech: np.ndarray,
-    phone_pdfs: Sequence[Sequence[int]],
-    silence_pdfs: Sequence[int],
-) -> np.ndarray:
-    """Spreads the phones' pdfs evenly over the speech frames, in order.
+def flat_start_labels(speech: np.ndarray, phones: Sequence[int], topology: Topology) -> np.ndarray:
+    """The phones evenly over the speech frames, silence in the runs between.
 
-    Unlike `graphs.uniform_alignment` it has silence where the energy says so, never fails for want
-    of frames, and gives a state's forward and loop pdf the same share.
+    Every run is a path through the HMMs (`graphs.uniform_alignment`): a state's forward pdf on its
+    first frame, its loop pdf on the others.
 
     Args:
       speech: bool[T], True where speech is thought to be.
-      phone_pdfs: for each phone of the transcript, the pdfs of its states in order.
-      silence_pdfs: the pdfs of silence's states in order; silence takes the other frames.
+      phones: of the transcript, without silences.
+      topology: the HMMs; phone 0 is silence.
 
     Returns:
-      i32[T], a pdf for every frame. Where there are fewer speech frames than states, all frames
-      are taken for speech; where even these are too few, states are skipped evenly.
+      i32[T], a pdf for every frame. Silences too short for silence's states are taken for speech;
+      where there are fewer speech frames than the phones need, all frames are.
+
+    Raises:
+      ValueError: even all frames are too few.
     """
-    states = [pdf for pdfs in phone_pdfs for pdf in pdfs]
-    if speech.sum() < len(states):
-        speech = np.ones_like(speech)
+    runs = [(a, b) for a, b in _runs(~speech) if b - a >= topology.num_states]
+    spoken = np.ones(len(speech), bool)
+    for start, end in runs:
+        spoken[start:end] = False
+    try:
+        in_speech = uniform_alignment(phones, topology, int(spoken.sum()))
+    except ValueError:
+        return uniform_alignment(phones, topology, len(speech))
     labels = np.empty(len(speech), np.int32)
-    labels[~speech] = _silence_runs(~speech, silence_pdfs)
-    num_speech = int(speech.sum())
-    position = np.arange(num_speech) * len(states) // max(1, num_speech)
-    labels[speech] = np.asarray(states, np.int32)[position]
+    labels[spoken] = in_speech
+    for start, end in runs:
+        labels[start:end] = uniform_alignment([0], topology, end - start)
     return labels
 
 
-def _silence_runs(silence: np.ndarray, pdfs: Sequence[int]) -> np.ndarray:
-    """Cuts each run of silence frames evenly into silence's states."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], silence, [False]])))
-    runs = [
-        np.asarray(pdfs, np.int32)[np.arange(end - start) * len(pdfs) // (end - start)]
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
-    return np.concatenate(runs) if runs else np.empty(0, np.int32)
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def log_priors(labels: Sequence[np.ndarray], num_pdfs: int, smoothing: float = 1.0) -> np.ndarray:
