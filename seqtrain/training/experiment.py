@@ -206,7 +206,7 @@ class Experiment:
             assembly.step_args(stage.kind, self.log_prior, self.denominator),
             self.batcher,
             self.labels,
-            serving.local_training(self.config, stage.kind),
+            serving.local_training(self.config, stage.name),
             self._lattices(stage),
         )
         desk = LeaseDesk(

@@ -173,7 +173,7 @@ class ReplicaProcess:
             assembly.step_args(kind, log_prior, denominator),
             _PoolBatcher(self),  # type: ignore[arg-type]
             None,
-            serving.local_training(self._config, kind),
+            serving.local_training(self._config, stage),
         )
         options = serving.client_options(self._config)
         self._client = self._endpoint.connect(

@@ -114,7 +114,7 @@ class Recorded:
             self._begin(push.stage, params)
         self.computed += 1
         batches = (self._batch(lease_id) for lease_id in push.leases)
-        local = serving.local_training(self._config, _kind(push.stage))
+        local = serving.local_training(self._config, push.stage)
         if local is None:
             return self._gradient(params, next(batches))
         trainer = self._trainer(event, local)

@@ -127,7 +127,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_ray_replicas(config: ml_collections.ConfigDict) -> None:
     if config.exchange.transport != 'ray':
         raise ValueError('config.exchange.ray_replicas needs config.exchange.transport=ray.')
-    needed = {'sequence.graph': 'lattice_free', 'graph.context': 'mono', 'start_from': ''}
+    needed = {
+        'sequence.graph': 'lattice_free',
+        'graph.context': 'mono',
+        'bootstrap.mono_offsets': (),
+        'start_from': '',
+    }
     for name, value in needed.items():
         given = functools.reduce(lambda part, field: part[field], name.split('.'), config)
         if given != value:
@@ -224,18 +229,20 @@ def _rule(settings: ml_collections.ConfigDict, learning_rate: Any) -> RuleLike:
     return lambda blocks: rules.chain(*before, make(blocks))
 
 
-def local_training(config: ml_collections.ConfigDict, kind: str) -> LocalTraining | None:
-    """How replicas train between pushes in stages of this kind; None where they push gradients."""
+def local_training(config: ml_collections.ConfigDict, stage: str) -> LocalTraining | None:
+    """How replicas train between pushes in a stage of this name; None: they push gradients."""
     settings = config.exchange
     if settings.local_steps == 1:
         return None
-    stage = config.bootstrap if kind == 'ce' else config.sequence
-    decay = 1.0 if kind == 'ce' else stage.final_learning_rate / stage.learning_rate
+    part, rounds, done = config.sequence, 1, 0
+    if stage.startswith('ce-'):
+        part, rounds, done = config.bootstrap, config.bootstrap.rounds, int(stage[3:])
+    decay = part.final_learning_rate / part.learning_rate
     return LocalTraining(
         settings.local_steps,
         LOCAL_OPTIMIZERS[settings.local_optimizer],
-        settings.local_learning_rate or stage.learning_rate,
-        decay ** (1 / max(1, stage.updates)),
+        (settings.local_learning_rate or part.learning_rate) * decay ** (done / rounds),
+        decay ** (1 / max(1, rounds * part.updates)),
         settings.keep_state,
         _elastic(settings) if RULES[settings.rule].pushed == 'values' else None,
         settings.dylu,

@@ -121,12 +121,16 @@ def test_options_survive_the_way_through_json(make_config):
     assert again.exchange.rule_options.cutoff is None
 
 
-def test_the_local_learning_rate_decays_over_the_stage(make_config):
-    config = make_config(exchange__local_steps=2, sequence__updates=100)
-    local = serving.local_training(config, 'sequence')
+def test_the_local_learning_rate_decays_as_the_stages_do(make_config):
+    config = make_config(exchange__local_steps=2, sequence__updates=100, bootstrap__updates=10)
+    local = serving.local_training(config, 'mmi')
     assert local.rate(0) == config.sequence.learning_rate
     assert local.rate(100) == pytest.approx(config.sequence.final_learning_rate)
-    config.exchange.local_learning_rate = 0.5
-    assert serving.local_training(config, 'ce').rate(7) == 0.5
+    config.exchange.local_learning_rate, config.bootstrap.rounds = 0.5, 2
+    config.bootstrap.learning_rate, config.bootstrap.final_learning_rate = 4e-3, 1e-3
+    first, second = (serving.local_training(config, f'ce-{r}') for r in range(2))
+    assert first.rate(0) == 0.5
+    assert first.rate(10) == pytest.approx(second.rate(0))
+    assert second.rate(10) == pytest.approx(0.5 / 4)
     config.exchange.local_steps = 1
-    assert serving.local_training(config, 'ce') is None
+    assert serving.local_training(config, 'ce-0') is None

@@ -39,6 +39,7 @@ from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 CONNECT_S = 5.0
+_REFUSALS = (ConnectionError, RuntimeError, ValueError, TimeoutError)
 HOST_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 
@@ -74,10 +75,10 @@ def start(
     try:
         ray.init(include_dashboard=False if address is None else None, log_to_driver=False,
                  **options)  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (*_REFUSALS, ray.exceptions.RayError) as error:
         raise ExchangeError(
             f'Ray at {address or "this machine"} did not let us in, most likely for another '
-            'token: start the cluster with RAY_AUTH_MODE=token and use its token here '
+            'token, or none: start the cluster with RAY_AUTH_MODE=token and use its token here '
             f'(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH). Ray says: {str(error)[:300]}'
         ) from error
 
