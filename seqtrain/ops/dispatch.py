@@ -10,7 +10,7 @@ everywhere. The batching rule folds a vmapped axis into the batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -60,14 +60,21 @@ class Kernel:
         every array and every result has a leading axis B. The first array is the scores.
         `portable` is also told on_cpu=True or False, because what is quick there is slow on an
         accelerator; `device` is told interpret=True where there is no GPU.
-      results: from the shape of the scores to the shapes of the float32 results.
+      results: from the shape of the scores to the shapes of the results.
+      dtypes: of the results; float32 where left out.
     """
 
     def __init__(
-        self, name: str, portable: Callable, native: Callable, device: Callable, results: Callable
+        self,
+        name: str,
+        portable: Callable,
+        native: Callable,
+        device: Callable,
+        results: Callable,
+        dtypes: Sequence = (),
     ):
         self._portable, self._native, self._device = portable, native, device
-        self._results = results
+        self._results, self._dtypes = results, dtypes
         self._primitive = Primitive(name)
         self._primitive.multiple_results = True
         self._primitive.def_abstract_eval(self._abstract)
@@ -82,7 +89,8 @@ class Kernel:
 
     def _abstract(self, scores, *_, **__):
         shapes = self._results(scores.shape)
-        return [jax.core.ShapedArray(shape, jnp.float32) for shape in shapes]
+        dtypes = self._dtypes or [jnp.float32] * len(shapes)
+        return [jax.core.ShapedArray(*each) for each in zip(shapes, dtypes, strict=True)]
 
     def _lower(self, ctx, *operands, tree, leaky, backend):
         module = ctx.module_context

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse import csgraph, csr_matrix
 
-from seqtrain.fsa import Fsa, FsaError
+from seqtrain.fsa import Fsa, FsaError, minimise
 
 NEVER = np.int32(2**30)
 """`min_frames` of a graph without any path."""
 
 # A group may stand for an arc's own entry; beyond this many per state, groups save nothing.
-_MAX_GROUPS_PER_STATE = 1.5
+_MAX_GROUPS_PER_STATE = 2.5
 
 _DATA = ('src', 'dst', 'pdf', 'weight', 'initial', 'final', 'min_frames')
 _GROUPS = ('group', 'group_dst', 'group_pdf')
@@ -82,6 +82,9 @@ class Graph:
 def pack(fsa: Fsa) -> Graph:
     """Prepares one graph that the whole batch shares (a denominator).
 
+    States with the same future become one (`fsa.minimise`): Kaldi's denominators lose half of
+    their states and arcs, because the entry and the loop state of an HMM have the same arcs out.
+
     Args:
       fsa: an acceptor; validated here.
 
@@ -91,10 +94,10 @@ def pack(fsa: Fsa) -> Graph:
     Raises:
       FsaError: for a malformed acceptor, or one without arcs.
     """
-    arrays: dict[str, Any] = dict(_sorted_arrays(fsa))
-    if not len(arrays['src']):
+    if not fsa.validate().num_arcs:
         raise FsaError('The acceptor has no arcs; a shared graph needs at least one.')
-    arrays |= _groups(arrays, fsa.num_states)
+    arrays: dict[str, Any] = dict(_sorted_arrays(minimise(fsa)))
+    arrays |= _groups(arrays, len(arrays['initial']))
     return Graph(
         **{name: None if a is None else jnp.asarray(a) for name, a in arrays.items()},
         num_pdfs=fsa.num_pdfs,

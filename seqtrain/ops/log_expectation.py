@@ -41,55 +41,74 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
       log_z f32[B], value f32[B], gradient f32[B, T, P]; value and gradient are 0 without a path.
     """
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
-    frames, gains = view.frames_first(scores), view.frames_first(accuracy)
+    frames = (view.frames_first(scores), view.frames_first(accuracy))
     active = jnp.arange(scores.shape[1])[:, None] < lengths
-    weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
-    states = graph.num_states
-
-    def shares(frame, target, post, top):
-        """log(w · score · β) of every arc, and its share of the state it leaves."""
-        out = weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
-        return jnp.exp(minus(out - view.spread(top), view.take(post, graph.src)))
-
-    def backward(carry, step):
-        target, future, log_scale, mean = carry
-        frame, gain, active_t = step
-        out = weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
-        post = sum_at(view, out, graph.src)
-        top = finite(view.largest(post))
-        post = post - view.spread(top)
-        share = shares(frame, target, post, top)
-        arc_gain = view.take(gain, graph.pdf) + view.take(future, graph.dst)
-        ahead = view.add_at(share * arc_gain, graph.src, states)
-        here = jnp.exp(minus(post, view.spread(finite(sum_states(view, post)))))
-        centre = view.total(here * ahead)
-        ahead = jnp.where(post > -jnp.inf, ahead - view.spread(centre), 0.0)
-        new_target, new_future = _leak_future(view, post, ahead, initial, leaky)
-        keep = view.spread(active_t)
-        after = (
-            jnp.where(keep, new_target, target),
-            jnp.where(keep, new_future, future),
-            log_scale + jnp.where(active_t, top, 0.0),
-            mean + jnp.where(active_t, centre, 0.0),
-        )
-        return after, (target, future, jnp.where(keep, post, target), top, centre)
-
-    none = jnp.zeros(scores.shape[0], scores.dtype)
-    last = jnp.broadcast_to(final, state_shape(view))
-    last, future = _leak_future(view, last, jnp.zeros_like(last), initial, leaky)
-    (first, ahead, log_scale, mean), history = jax.lax.scan(
-        backward, (last, future, none, none), (frames, gains, active), reverse=True
+    steps = _Steps(view, leaky)
+    carry, history = jax.lax.scan(
+        steps.backward, steps.last(scores.dtype), (*frames, active), reverse=True
     )
-    start = initial + first
+    first, ahead, log_scale, mean = carry
+    start = steps.initial + first
     log_z = sum_states(view, start)
     flow = jnp.exp(minus(start, view.spread(finite(log_z))))
     value = mean + view.total(flow * ahead)
+    _, gradient = jax.lax.scan(
+        steps.forward, (flow, jnp.zeros_like(flow)), (*frames, active, history)
+    )
+    feasible = log_z > -jnp.inf
+    return (
+        log_z + log_scale,
+        jnp.where(feasible, value, 0.0),
+        jnp.where(feasible[:, None, None], view.utterances_first(gradient), 0.0),
+    )
 
-    def forward(carry, step):
+
+class _Steps:
+    """The two recursions, one frame at a time, as `jax.lax.scan` wants them."""
+
+    def __init__(self, view: layout.Layout, leaky: float):
+        graph = view.graph
+        self._view, self._graph, self._leaky = view, graph, leaky
+        self._weight, self.initial, self._final = (
+            view.weights(w) for w in (graph.weight, graph.initial, graph.final)
+        )
+
+    def last(self, dtype):
+        """What `backward` starts with: β, expected future accuracy, log-scale and mean so far."""
+        final = jnp.broadcast_to(self._final, state_shape(self._view))
+        future = jnp.zeros_like(final)
+        none = jnp.zeros(self._view.num_utterances, dtype)
+        return *_leak_future(self._view, final, future, self.initial, self._leaky), none, none
+
+    def backward(self, carry, step):
+        view, graph = self._view, self._graph
+        target, future, log_scale, mean = carry
+        frame, gain, active = step
+        post = sum_at(view, self._out(frame, target), graph.src)
+        top = finite(view.largest(post))
+        post = post - view.spread(top)
+        arc_gain = view.take(gain, graph.pdf) + view.take(future, graph.dst)
+        share = self._share(frame, target, post, top)
+        ahead = view.add_at(share * arc_gain, graph.src, graph.num_states)
+        here = jnp.exp(minus(post, view.spread(finite(sum_states(view, post)))))
+        centre = view.total(here * ahead)
+        ahead = jnp.where(post > -jnp.inf, ahead - view.spread(centre), 0.0)
+        new_target, new_future = _leak_future(view, post, ahead, self.initial, self._leaky)
+        keep = view.spread(active)
+        after = (
+            jnp.where(keep, new_target, target),
+            jnp.where(keep, new_future, future),
+            log_scale + jnp.where(active, top, 0.0),
+            mean + jnp.where(active, centre, 0.0),
+        )
+        return after, (target, future, jnp.where(keep, post, target), top, centre)
+
+    def forward(self, carry, step):
+        view, graph = self._view, self._graph
         flow, past = carry
-        frame, gain, active_t, (target, future, post, top, centre) = step
-        flow_post, past_post = _leak_flow(view, flow, past, post, initial, leaky)
-        share = shares(frame, target, post, top)
+        frame, gain, active, (target, future, post, top, centre) = step
+        flow_post, past_post = _leak_flow(view, flow, past, post, self.initial, self._leaky)
+        share = self._share(frame, target, post, top)
         moved = view.take(flow_post, graph.src) * share
         own = view.take(gain, graph.pdf) - view.spread(centre)
         before = view.take(past_post, graph.src) * share + moved * own
@@ -99,21 +118,26 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
         gamma = view.add_at(moved, graph.pdf, view.num_pdfs) / norm
         joint = view.add_at(joint, graph.pdf, view.num_pdfs) / norm
         gradient = joint - gamma * view.spread(view.total(joint))
-        keep = view.spread(active_t)
+        keep = view.spread(active)
         after = (
-            jnp.where(keep, view.add_at(moved / norm, graph.dst, states, is_sorted=True), flow),
-            jnp.where(keep, view.add_at(before / norm, graph.dst, states, is_sorted=True), past),
+            jnp.where(keep, self._into_states(moved / norm), flow),
+            jnp.where(keep, self._into_states(before / norm), past),
         )
         return after, jnp.where(keep, gradient, 0.0)
 
-    carry = (flow, jnp.zeros_like(flow))
-    _, gradient = jax.lax.scan(forward, carry, (frames, gains, active, history))
-    feasible = log_z > -jnp.inf
-    return (
-        log_z + log_scale,
-        jnp.where(feasible, value, 0.0),
-        jnp.where(feasible[:, None, None], view.utterances_first(gradient), 0.0),
-    )
+    def _out(self, frame, target):
+        """log(w · score · β) of every arc."""
+        view, graph = self._view, self._graph
+        return self._weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
+
+    def _share(self, frame, target, post, top):
+        """The share of every arc in the state it leaves."""
+        out = self._out(frame, target) - self._view.spread(top)
+        return jnp.exp(minus(out, self._view.take(post, self._graph.src)))
+
+    def _into_states(self, values):
+        graph = self._graph
+        return self._view.add_at(values, graph.dst, graph.num_states, is_sorted=True)
 
 
 def _leak_future(view: layout.Layout, post, future, initial, leaky: float):

@@ -68,15 +68,39 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
     active = jnp.arange(scores.shape[1])[:, None] < lengths
     emit, log_emit, in_range = emissions(scores, active, view)
     prob = jnp.exp(view.weights(graph.weight))
-    matrix = _matrix(graph, prob) if dense else None
-    initial, final = (_per_state(view, w) for w in (graph.initial, graph.final))
-    alpha = jnp.broadcast_to(initial, _state_shape(view))
-    alpha, power = _rescaled(view, _leak_forward(view, alpha, initial, leaky))
+    weights = _Weights(
+        prob=prob,
+        matrix=_matrix(graph, prob) if dense else None,
+        initial=_per_state(view, graph.initial),
+        final=_per_state(view, graph.final),
+        leaky=leaky,
+    )
+    (alpha, power), history = _forward(view, weights, emit, active)
+    end = view.total(alpha * weights.final)
+    gamma, agrees = _backward(view, weights, emit, active, history, power, end)
+    log_z = jnp.log(jnp.where(end > 0, end, 1.0)) + power * math.log(2) + log_emit
+    sound = in_range & (end > 0) & jnp.isfinite(log_z) & agrees.all(0)
+    return Pass(log_z, view.utterances_first(gamma), sound & ~layout.wide(graph))
 
-    def forward(carry, frame):
+
+class _Weights(NamedTuple):
+    """A graph's weights as probabilities; `matrix` [S, G] where products are dense."""
+
+    prob: jax.Array
+    matrix: jax.Array | None
+    initial: jax.Array
+    final: jax.Array
+    leaky: float
+
+
+def _forward(view: layout.Layout, weights: _Weights, emit, active):
+    """α and its exponent after the last frame; what the way back needs of every frame."""
+    graph, initial, leaky = view.graph, weights.initial, weights.leaky
+
+    def step(carry, frame):
         alpha, power = carry
         emit_t, active_t = frame
-        inner = _inner(view, alpha, prob, matrix)
+        inner = _inner(view, alpha, weights.prob, weights.matrix)
         new = _leak_forward(view, _into_states(view, inner, emit_t), initial, leaky)
         new, more = _rescaled(view, new)
         after = (
@@ -85,18 +109,24 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
         )
         return after, (inner if graph.group is not None else alpha, power)
 
-    (alpha, power), history = jax.lax.scan(forward, (alpha, power), (emit, active))
-    end = view.total(alpha * final)
+    alpha = jnp.broadcast_to(initial, _state_shape(view))
+    first = _rescaled(view, _leak_forward(view, alpha, initial, leaky))
+    return jax.lax.scan(step, first, (emit, active))
 
-    def backward(carry, frame):
+
+def _backward(view: layout.Layout, weights: _Weights, emit, active, history, power, end):
+    """γ, frames first; and bool[T, B], whether its total agrees with the forward total."""
+    graph, initial, leaky = view.graph, weights.initial, weights.leaky
+
+    def step(carry, frame):
         beta, power_beta = carry
         emit_t, active_t, (kept, power_alpha) = frame
-        inner = kept if graph.group is not None else _inner(view, kept, prob, None)
+        inner = kept if graph.group is not None else _inner(view, kept, weights.prob, None)
         outer = _from_states(view, beta, emit_t)
         gamma = view.add_at(inner * outer, _pdf(graph), view.num_pdfs)
         total = view.total(gamma)
         ratio = total * power_of_two(power_alpha + power_beta - power) / end
-        new = _out_of_states(view, outer, prob, matrix)
+        new = _out_of_states(view, outer, weights.prob, weights.matrix)
         new, more = _rescaled(view, _leak_backward(view, new, initial, leaky))
         keep = view.spread(active_t)
         gamma = jnp.where(keep & (view.spread(total) > 0), gamma, 0.0)
@@ -104,14 +134,9 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
         after = (jnp.where(keep, new, beta), power_beta + jnp.where(active_t, more, 0))
         return after, (gamma, ~active_t | (jnp.abs(ratio - 1) <= TOLERANCE))
 
-    beta = jnp.broadcast_to(final, _state_shape(view))
-    beta, power_beta = _rescaled(view, _leak_backward(view, beta, initial, leaky))
-    _, (gamma, agrees) = jax.lax.scan(
-        backward, (beta, power_beta), (emit, active, history), reverse=True
-    )
-    log_z = jnp.log(jnp.where(end > 0, end, 1.0)) + power * math.log(2) + log_emit
-    sound = in_range & (end > 0) & jnp.isfinite(log_z) & agrees.all(0)
-    return Pass(log_z, view.utterances_first(gamma), sound & ~layout.wide(graph))
+    beta = jnp.broadcast_to(weights.final, _state_shape(view))
+    last = _rescaled(view, _leak_backward(view, beta, initial, leaky))
+    return jax.lax.scan(step, last, (emit, active, history), reverse=True)[1]
 
 
 def emissions(scores, active, view: layout.Layout):

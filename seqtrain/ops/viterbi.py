@@ -4,38 +4,49 @@ numerator. Not a decoder (words are in `seqtrain.decoding`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import forward_backward, layout
+from seqtrain.ops import cpu, dispatch, forward_backward, layout
 from seqtrain.ops.graph import Graph
 from seqtrain.types import Labels, Lengths, PerUtterance, Scores
 
 
-def viterbi(scores: Scores, lengths: Lengths, graph: Graph) -> tuple[PerUtterance, Labels]:
+def viterbi(
+    scores: Scores, lengths: Lengths, graph: Graph, *, backend: str = 'auto'
+) -> tuple[PerUtterance, Labels]:
     """max over paths of Σ_t scores[b, t, pdf_t] + arc weights + initial + final, and its labels.
 
-    Of paths with equal scores the one with the last arc in the graph's order wins. No gradient:
-    the scores are taken as constants.
+    δ_{t+1}(d) = max_{arcs s→d} δ_t(s) + w + score[t, pdf], with a back-pointer per state and
+    frame (Rabiner 1989, eqs. 33-35): 4 · B · T · S bytes. On every backend, of paths with equal
+    scores the one with the last arc in the graph's order wins, and of equal last states the
+    first. No gradient: the scores are taken as constants.
 
     Args:
       scores: f32[B, T, P], natural-log scores; −inf forbids a pdf.
       lengths: i32[B], valid frames, at most T.
       graph: shared or batched.
+      backend: 'auto', 'xla' or 'cpu'; 'gpu' runs the portable program on the GPU.
 
     Returns:
       score f32[B] (−inf without a path, NaN for NaN or +inf in a valid frame) and pdf i32[B, T]
       (−1 in padding and for utterances without a path).
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, an unknown backend.
     """
-    forward_backward.check(scores, lengths, graph, 0.0, 'auto')
-    return _viterbi(jax.lax.stop_gradient(scores), lengths, graph)
+    forward_backward.check(scores, lengths, graph, 0.0, backend)
+    return _run(jax.lax.stop_gradient(scores), lengths, graph, backend)
 
 
-@jax.jit
-def _viterbi(scores, lengths, graph: Graph):
+@partial(jax.jit, static_argnames='backend')
+def _run(scores, lengths, graph: Graph, backend: str):
+    return _kernel(scores, lengths, graph=graph, leaky=0.0, backend=backend)
+
+
+def _portable(scores, lengths, graph: Graph):
     active = jnp.arange(scores.shape[1]) < lengths[:, None]
     scores, broken = forward_backward.cleaned(scores, active)
     broken = broken | layout.outside(graph, scores.shape[2])
@@ -90,3 +101,13 @@ def _labels(view: layout.Layout, last, arcs, active):
         return jnp.where(active_t, one(graph.src, arc), state), pdf
 
     return jax.lax.scan(step, last, (arcs, active), reverse=True)[1]
+
+
+_kernel = dispatch.Kernel(
+    'seqtrain_viterbi',
+    portable=lambda scores, lengths, graph, leaky, on_cpu: _portable(scores, lengths, graph),
+    native=lambda scores, lengths, graph, leaky: cpu.viterbi(scores, lengths, graph),
+    device=lambda scores, lengths, graph, leaky, interpret: _portable(scores, lengths, graph),
+    results=lambda scores: (scores[:1], scores[:2]),
+    dtypes=(jnp.float32, jnp.int32),
+)

@@ -24,6 +24,7 @@ HISTORY_BYTES = 256 << 20
 _TARGETS = {
     'seqtrain_partition': 'SeqtrainPartition',
     'seqtrain_expectation': 'SeqtrainExpectation',
+    'seqtrain_viterbi': 'SeqtrainViterbi',
     'seqtrain_limit': 'SeqtrainLimit',
 }
 
@@ -87,6 +88,16 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
     each = jax.ShapeDtypeStruct((scores.shape[0],), jnp.float32)
     call = jax.ffi.ffi_call('seqtrain_expectation', (each, each, _like(scores)))
     return call(scores, accuracy, lengths, *_arrays(graph), **_options(leaky))
+
+
+def viterbi(scores, lengths, graph: Graph):
+    """Best score f32[B] and pdfs i32[B, T]; see `ops.viterbi`."""
+    out = (
+        jax.ShapeDtypeStruct((scores.shape[0],), jnp.float32),
+        jax.ShapeDtypeStruct(scores.shape[:2], jnp.int32),
+    )
+    call = jax.ffi.ffi_call('seqtrain_viterbi', out)
+    return call(scores, lengths, *_arrays(graph), history_bytes=np.int64(HISTORY_BYTES))
 
 
 def gather_limit(graph: Graph, batch: int, frames: int, num_pdfs: int):

@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "job.h"
 
 namespace seqtrain {
@@ -11,6 +15,7 @@ namespace seqtrain {
   namespace isa {                                               \
   void Partition(Job* job, int lanes, const Fork* fork);        \
   void Expectation(Job* job, int lanes, const Fork* fork);      \
+  void BestPaths(const BestJob& job, int lanes);                \
   float Limit(const Plan& plan, int64_t frames, int lanes);     \
   }
 SEQTRAIN_DECLARE(base)
@@ -27,19 +32,28 @@ const Kernels& BestKernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("fma"))
-      return Kernels{"avx512", avx512::Partition, avx512::Expectation, avx512::Limit};
+      return Kernels{"avx512", avx512::Partition, avx512::Expectation, avx512::BestPaths, avx512::Limit};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return Kernels{"avx2", avx2::Partition, avx2::Expectation, avx2::Limit};
+      return Kernels{"avx2", avx2::Partition, avx2::Expectation, avx2::BestPaths, avx2::Limit};
 #endif
-    return Kernels{"base", base::Partition, base::Expectation, base::Limit};
+    return Kernels{"base", base::Partition, base::Expectation, base::BestPaths, base::Limit};
   }();
   return best;
 }
 
 namespace {
+constexpr size_t kPage = size_t{2} << 20;
 constexpr size_t kBlock = size_t{8} << 20;   // memory is taken from the system in pieces this big
-constexpr size_t kKeep = size_t{96} << 20;   // and this much is kept between calls
+constexpr size_t kKeep = size_t{192} << 20;   // and this much is kept between calls
 }  // namespace
+
+void PreferLargePages(void* data, size_t bytes) {
+#if defined(__linux__)
+  const size_t begin = (reinterpret_cast<size_t>(data) + kPage - 1) / kPage * kPage;
+  const size_t end = (reinterpret_cast<size_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 Arena& Arena::OfThisThread() {
   static thread_local Arena arena;
@@ -68,9 +82,10 @@ void* Arena::TakeBytes(size_t bytes) {
     block.used += bytes;
     return data;
   }
-  const size_t size = (std::max(bytes, kBlock) + 4095) / 4096 * 4096;
-  char* data = static_cast<char*>(std::aligned_alloc(4096, size));
+  const size_t size = (std::max(bytes, kBlock) + kPage - 1) / kPage * kPage;
+  char* data = static_cast<char*>(std::aligned_alloc(kPage, size));
   if (data == nullptr) throw std::bad_alloc();
+  PreferLargePages(data, size);
   blocks_.push_back({data, size, bytes});
   return data;
 }

@@ -4,11 +4,13 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "job.h"
+#include "plan_cache.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -20,22 +22,19 @@ namespace {
 using Floats = ffi::AnyBuffer;
 
 // Time of a frame with so many lanes, relative to one lane (measured; see launch/benchmark_core.py).
-// Where the rows of all states no longer fit a second-level cache, wide rows lose.
 struct Width {
   int lanes;
-  double cost, cost_large;
+  double cost;
 };
-constexpr Width kWidths[] = {{1, 1.0, 1.0}, {4, 1.25, 1.25}, {8, 1.5, 1.5}, {16, 2.2, 3.2}};
-constexpr int kLargeStates = 6000;
+constexpr Width kWidths[] = {{1, 1.0}, {4, 1.1}, {8, 1.3}, {16, 1.9}};
 
 // The width that finishes `count` utterances soonest on so many threads.
-int BestWidth(int64_t count, int64_t threads, int num_states) {
+int BestWidth(int64_t count, int64_t threads) {
   int best = 1;
   double best_time = INFINITY;
   for (const Width& width : kWidths) {
     const int64_t jobs = (count + width.lanes - 1) / width.lanes;
-    const double cost = num_states > kLargeStates ? width.cost_large : width.cost;
-    const double time = ((jobs + threads - 1) / threads) * cost;
+    const double time = ((jobs + threads - 1) / threads) * width.cost;
     if (time < best_time) best = width.lanes, best_time = time;
   }
   return best;
@@ -73,10 +72,22 @@ void RunJob(Job* job, int lanes, const Fork* fork) {
   }
 }
 
+// Whether utterances of this graph may run one by one in Single.
+bool FitsSingle(const Batch& batch, const GraphView& graph) {
+  const int64_t kept = 2 * sizeof(float) * (graph.num_arcs + 16) * batch.num_frames;  // at most
+  return batch.accuracy == nullptr && kept <= batch.history_bytes && Groups(graph);
+}
+
 template <typename Pool>
 void RunShared(const Batch& batch, const GraphView& graph, Pool& pool) {
-  Plan plan;
-  plan.Build(graph, batch.num_pdfs);
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const int lanes = BestWidth(batch.num_utterances, threads);
+  const bool single = lanes == 1 && FitsSingle(batch, graph);
+  const std::shared_ptr<const Plan> shared =
+      KeptPlan(graph, batch.num_pdfs, single ? Shape::kSingle : Shape::kLanes);
+  const Plan& plan = *shared;
+  PreferLargePages(batch.gamma,
+                   sizeof(float) * batch.num_utterances * batch.num_frames * batch.num_pdfs);
   std::vector<int32_t> order;
   for (int32_t b = 0; b < batch.num_utterances; ++b) {
     if (plan.outside || Hopeless(batch, graph, b)) {
@@ -89,7 +100,6 @@ void RunShared(const Batch& batch, const GraphView& graph, Pool& pool) {
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
   const int64_t count = order.size();
-  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()), plan.num_states);
   const int64_t jobs = (count + lanes - 1) / lanes;
   const Fork fork{&pool, [](void* pool, int64_t count, void (*task)(void*, int64_t), void* context) {
                     ParallelFor(*static_cast<Pool*>(pool), count,
@@ -122,7 +132,7 @@ void RunEach(const Batch& batch, const std::vector<GraphView>& graphs, Pool& poo
       return;
     }
     static thread_local Plan plan;
-    plan.Build(graph, batch.num_pdfs);
+    plan.Build(graph, batch.num_pdfs, FitsSingle(batch, graph) ? Shape::kSingle : Shape::kLanes);
     if (plan.outside) return Infeasible(batch, b, NAN);
     Job job;
     job.batch = &batch;
@@ -130,6 +140,67 @@ void RunEach(const Batch& batch, const std::vector<GraphView>& graphs, Pool& poo
     job.num_lanes = 1;
     job.lane[0] = b;
     RunJob(&job, 1, nullptr);
+  });
+}
+
+// First arc into every state, and whether all arcs of finite weight have scores. Arcs of padding, which
+// follow the others, may name anything: they are left out.
+bool FirstArcs(const GraphView& graph, int64_t num_pdfs, std::vector<int32_t>* first) {
+  first->assign(graph.num_states + 1, 0);
+  int64_t count = graph.num_arcs;
+  while (count > 0 && !(graph.weight[count - 1] > -INFINITY)) --count;
+  for (int64_t a = 0; a < count; ++a) {
+    if (graph.pdf[a] < 0 || graph.pdf[a] >= num_pdfs) return false;
+    ++(*first)[graph.dst[a] + 1];
+  }
+  std::partial_sum(first->begin(), first->end(), first->begin());
+  return true;
+}
+
+void BestOfJob(const Batch& batch, const GraphView& graph, const int32_t* utterances, int count,
+               int lanes, const std::vector<int32_t>& first) {
+  BestJob job;
+  job.batch = &batch;
+  job.graph = &graph;
+  job.first = first.data();
+  job.num_lanes = count;
+  std::copy_n(utterances, count, job.lane);
+  Arena::OfThisThread().Reset();
+  BestKernels().best(job, lanes);
+}
+
+void NoPath(const Batch& batch, int32_t b, float score) {
+  batch.log_z[b] = score;
+  std::fill_n(batch.labels + b * batch.num_frames, batch.num_frames, -1);
+}
+
+// As many lanes as fill the threads and whose back-pointers, 4 · T · S bytes a lane, may be kept.
+int BestLanes(const Batch& batch, const GraphView& graph, int64_t threads) {
+  int lanes = BestWidth(batch.num_utterances, threads);
+  while (lanes > 1 && 4 * batch.num_frames * graph.num_states * lanes > batch.history_bytes)
+    lanes = lanes == 4 ? 1 : lanes / 2;
+  return lanes;
+}
+
+template <typename Pool>
+void BestPaths(const Batch& batch, const std::vector<GraphView>& graphs, Pool& pool) {
+  std::vector<int32_t> order(batch.num_utterances), shared;
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return batch.lengths[a] > batch.lengths[b]; });
+  const int64_t count = batch.num_utterances;
+  if (count == 0) return;
+  const bool each = graphs.size() > 1;
+  const bool sound = each || FirstArcs(graphs[0], batch.num_pdfs, &shared);
+  const int lanes = each ? 1 : BestLanes(batch, graphs[0], std::max<int64_t>(1, pool.num_threads()));
+  ParallelFor(pool, (count + lanes - 1) / lanes, [&](int64_t i) {
+    const int members = static_cast<int>(std::min<int64_t>(lanes, count - i * lanes));
+    const int32_t* own = order.data() + i * lanes;
+    const GraphView& graph = graphs[each ? *own : 0];
+    std::vector<int32_t> first;
+    if (sound && (!each || FirstArcs(graph, batch.num_pdfs, &first)))
+      return BestOfJob(batch, graph, own, members, lanes, each ? first : shared);
+    for (int m = 0; m < members; ++m) NoPath(batch, own[m], NAN);
   });
 }
 
@@ -159,12 +230,14 @@ ffi::Error Run(Batch batch, Ints src, Ints dst, Ints pdf, Floats weight, Floats 
   for (int64_t b = 0; b < batch.num_utterances; ++b)
     if (batch.lengths[b] < 0 || batch.lengths[b] > batch.num_frames)
       return ffi::Error::InvalidArgument("seqtrain: lengths must lie between 0 and T.");
+  std::vector<GraphView> graphs;
+  for (int64_t b = 0; b < (shared ? 1 : batch.num_utterances); ++b) graphs.push_back(view(b));
   try {
-    if (shared) {
-      RunShared(batch, view(0), pool);
+    if (batch.labels) {
+      BestPaths(batch, graphs, pool);
+    } else if (shared) {
+      RunShared(batch, graphs[0], pool);
     } else {
-      std::vector<GraphView> graphs;
-      for (int64_t b = 0; b < batch.num_utterances; ++b) graphs.push_back(view(b));
       RunEach(batch, graphs, pool);
     }
   } catch (const std::exception& error) {
@@ -207,18 +280,27 @@ ffi::Error Expectation(ffi::ThreadPool pool, Floats scores, Floats accuracy, Int
   return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
 }
 
+ffi::Error Viterbi(ffi::ThreadPool pool, Floats scores, Ints lengths, Ints src, Ints dst, Ints pdf,
+                   Floats weight, Floats initial, Floats final_, Ints min_frames,
+                   int64_t history_bytes, ffi::Result<Floats> score, ffi::Result<Ints> labels) {
+  Batch batch = ReadBatch(scores, lengths, 0, history_bytes);
+  batch.log_z = score->typed_data<float>();
+  batch.labels = labels->typed_data<int32_t>();
+  return Run(batch, src, dst, pdf, weight, initial, final_, min_frames, pool);
+}
+
 // For the benchmark: the same jobs on the same threads, doing nothing but the gathers of a pass.
 ffi::Error Limit(ffi::ThreadPool pool, Ints src, Ints dst, Ints pdf, Floats weight, Floats initial,
                  Floats final_, Ints min_frames, int64_t frames, int64_t num_pdfs,
                  ffi::Result<Floats> out) {
   const int64_t count = out->element_count();
-  Plan plan;
-  plan.Build(View(src, dst, pdf, weight, initial, final_, min_frames, 0), num_pdfs);
-  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()), plan.num_states);
+  const std::shared_ptr<const Plan> plan = KeptPlan(
+      View(src, dst, pdf, weight, initial, final_, min_frames, 0), num_pdfs, Shape::kLanes);
+  const int lanes = BestWidth(count, std::max<int64_t>(1, pool.num_threads()));
   std::memset(out->untyped_data(), 0, out->size_bytes());
   ParallelFor(pool, (count + lanes - 1) / lanes, [&](int64_t i) {
     Arena::OfThisThread().Reset();
-    out->typed_data<float>()[i * lanes] = BestKernels().limit(plan, frames, lanes);
+    out->typed_data<float>()[i * lanes] = BestKernels().limit(*plan, frames, lanes);
   });
   return ffi::Error::Success();
 }
@@ -261,6 +343,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainExpectation, seqtrain::Expectation,
                                   .Ret<ffi::AnyBuffer>()    // log_z
                                   .Ret<ffi::AnyBuffer>()    // value
                                   .Ret<ffi::AnyBuffer>());  // gradient
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainViterbi, seqtrain::Viterbi,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // scores
+                                  .Arg<ffi::AnyBuffer>()  // lengths
+                                  .Arg<ffi::AnyBuffer>()  // src
+                                  .Arg<ffi::AnyBuffer>()  // dst
+                                  .Arg<ffi::AnyBuffer>()  // pdf
+                                  .Arg<ffi::AnyBuffer>()  // weight
+                                  .Arg<ffi::AnyBuffer>()  // initial
+                                  .Arg<ffi::AnyBuffer>()  // final
+                                  .Arg<ffi::AnyBuffer>()  // min_frames
+                                  .Attr<int64_t>("history_bytes")
+                                  .Ret<ffi::AnyBuffer>()    // score
+                                  .Ret<ffi::AnyBuffer>());  // labels
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SeqtrainLimit, seqtrain::Limit,
                               ffi::Ffi::Bind()

@@ -27,6 +27,7 @@ struct Batch {
   float* log_z = nullptr;           // [B]
   float* gamma = nullptr;           // [B, T, P]: occupancies, or the gradient of the expectation
   float* value = nullptr;           // [B], expected accuracy
+  int32_t* labels = nullptr;        // [B, T], of the best path
 };
 
 // Up to kMaxLanes utterances that share a graph.
@@ -48,10 +49,20 @@ struct Fork {
 // threads for one small job.
 using Kernel = void (*)(Job* job, int lanes, const Fork* fork);
 
+// The same for best paths. Pdfs of arcs must have scores.
+struct BestJob {
+  const Batch* batch = nullptr;
+  const GraphView* graph = nullptr;
+  const int32_t* first = nullptr;  // [S + 1], first arc into every state
+  int num_lanes = 0;
+  int32_t lane[kMaxLanes];
+};
+
 struct Kernels {
   const char* name;
   Kernel partition;
   Kernel expectation;
+  void (*best)(const BestJob& job, int lanes);
   // The gathers, products and sums of `frames` frames, forward and backward, and nothing else.
   float (*limit)(const Plan& plan, int64_t frames, int lanes);
 };
@@ -66,6 +77,9 @@ void LogDomain(const Batch& batch, const GraphView& graph, int32_t utterance);
 // something else, or the sums lost too much; nothing is written that counts. kBroken: NaN or +inf.
 enum class Layered : uint8_t { kNot, kDone, kBroken };
 Layered RunLayered(const Batch& batch, const GraphView& graph, int32_t utterance);
+
+// Asks for large pages, where the system gives them on demand: fewer faults and look-ups.
+void PreferLargePages(void* data, size_t bytes);
 
 // Memory that a thread keeps from call to call, so that pages are touched once.
 class Arena {

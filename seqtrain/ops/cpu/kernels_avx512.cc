@@ -4,6 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define SEQTRAIN_AVX2
+#define SEQTRAIN_AVX512
+#endif
+
 #include "job.h"
 
 #if defined(__x86_64__)
@@ -19,7 +25,11 @@ namespace {
 
 #include "vectors.inc"
 
+#include "single.inc"
+
 #include "lanes.inc"
+
+#include "viterbi.inc"
 
 #include "limit.inc"
 
@@ -27,6 +37,7 @@ namespace {
 
 void Partition(Job* job, int lanes, const Fork* fork) { RunJob<false>(job, lanes, fork); }
 void Expectation(Job* job, int lanes, const Fork* fork) { RunJob<true>(job, lanes, fork); }
+void BestPaths(const BestJob& job, int lanes) { RunBest(job, lanes); }
 float Limit(const Plan& plan, int64_t frames, int lanes) {
   return RunLimitWidth(plan, frames, lanes);
 }

@@ -12,7 +12,11 @@ namespace {
 
 #include "vectors.inc"
 
+#include "single.inc"
+
 #include "lanes.inc"
+
+#include "viterbi.inc"
 
 #include "limit.inc"
 
@@ -20,6 +24,7 @@ namespace {
 
 void Partition(Job* job, int lanes, const Fork* fork) { RunJob<false>(job, lanes, fork); }
 void Expectation(Job* job, int lanes, const Fork* fork) { RunJob<true>(job, lanes, fork); }
+void BestPaths(const BestJob& job, int lanes) { RunBest(job, lanes); }
 float Limit(const Plan& plan, int64_t frames, int lanes) {
   return RunLimitWidth(plan, frames, lanes);
 }
