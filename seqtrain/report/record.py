@@ -78,6 +78,7 @@ class RunRecord:
       s2: age of the outer derivatives (versions) of every push, per replica.
       timeline: what each replica did when.
       skipped: (utterance id, reason) of every utterance that was left out.
+      pictures: captions and SVG elements of lattices.
       notes: paragraphs, e.g. the command, the seed, the machine.
       summary: more numbers for the head of the page, label to value.
     """
@@ -90,5 +91,6 @@ class RunRecord:
     s2: Mapping[int, Sequence[int] | np.ndarray] = dataclasses.field(default_factory=dict)
     timeline: Sequence[Segment] = ()
     skipped: Sequence[tuple[str, str]] = ()
+    pictures: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     summary: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -77,6 +77,7 @@ def compose(run: RunRecord, images: dict[str, str]) -> str:
         *(f'<p class="about">{html.escape(note)}</p>' for note in run.notes),
         _tiles(run),
         *sections,
+        *map(_picture, run.pictures),
         _skipped(run.skipped),
         _config(run.config),
         '<footer>Written by seqtrain.</footer>',
@@ -99,6 +100,15 @@ def _section(name: str, run: RunRecord, image: str | None) -> str:
     if image is not None:
         parts.append(f'<figure><img alt="{HEADS[name]}" src="{image}"></figure>')
     return '<section>' + '\n'.join(parts) + '</section>'
+
+
+def _picture(picture: tuple[str, str]) -> str:
+    caption, svg = picture
+    return (
+        '<section><h2>A lattice</h2>'
+        f'<p class="about">{html.escape(caption)}</p>'
+        f'<figure style="overflow-x:auto">{svg}</figure></section>'
+    )
 
 
 def _tiles(run: RunRecord) -> str:

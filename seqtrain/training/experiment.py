@@ -25,6 +25,7 @@ from seqtrain.training import (
     bootstrap,
     devices,
     evaluate,
+    lattice_report,
     lattice_stage,
     run_report,
     serving,
@@ -162,7 +163,7 @@ class Experiment:
         self.server.close()  # the last events arrive
         self.evaluator.score(self.final_model, params)
         result = run_report.summary(self)
-        run_report.write(self, result)
+        run_report.write(self, result, self._pictures(params))
         return result
 
     @property
@@ -252,6 +253,15 @@ class Experiment:
         params = self.server.params().params
         folder = self.workdir.path
         return lattice_stage.make(self.config, self.data, self.network, self.labels, folder, params)
+
+    def _pictures(self, params: Any) -> list[tuple[str, str]]:
+        """A lattice of the trained network, where it was trained on lattices."""
+        if self.stages[-1].kind == 'ce' or not lattice_stage.on_lattices(self.config):
+            return []
+        folder = self.workdir.path
+        work = lattice_stage.make(self.config, self.data, self.network, self.labels, folder, params)
+        drawn = lattice_report.picture(work, params)
+        return [drawn] if drawn else []
 
     def _save(self, leases: dict[str, Any]) -> None:
         stage, completed = self._stage, self._completed

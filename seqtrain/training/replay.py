@@ -9,6 +9,7 @@ augmentation, dropout, alignments) is a function of the config.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,10 +18,21 @@ import numpy as np
 
 from seqtrain import exchange, ops
 from seqtrain.exchange import Event
-from seqtrain.training import align, assembly, bootstrap, devices, monitor, serving, start, steps
+from seqtrain.training import (
+    align,
+    assembly,
+    bootstrap,
+    devices,
+    lattice_stage,
+    monitor,
+    serving,
+    start,
+    steps,
+)
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints
+from seqtrain.training.lattice_replay import LatticeReplay
 from seqtrain.training.leasing import lease_book, parts
 from seqtrain.training.replica import LocalTraining
 from seqtrain.training.workdir import Workdir, WorkdirError
@@ -84,7 +96,14 @@ class Recorded:
         begun = start.begin(config, folder)
         self._data, self._network, self.params = begun.data, begun.network, begun.params
         self._batcher = assembly.batcher(config, self._data)
-        self._denominator = jax.device_get(ops.pack(self._data.denominator))
+        self._denominator, self._lattices = None, None
+        if lattice_stage.on_lattices(config):
+            work = lattice_stage.make(
+                config, self._data, self._network, begun.labels, folder, self.params
+            )
+            self._lattices = LatticeReplay(work)
+        else:
+            self._denominator = jax.device_get(ops.pack(self._data.denominator))
         self._align = steps.make_align(self._network)
         self._steps = {
             kind: assembly.step(config, self._network, kind, self._data.topology)
@@ -113,16 +132,23 @@ class Recorded:
         if push.stage != self._stage:
             self._begin(push.stage, params)
         self.computed += 1
-        batches = (self._batch(lease_id) for lease_id in push.leases)
+        batches = self._batches(event, push, params)
         local = serving.local_training(self._config, push.stage)
         if local is None:
             return self._gradient(params, next(batches))
         trainer = self._trainer(event, local)
         return trainer.run(params, ((b, 1.0) for b in batches), local.rate(push.position)).update
 
-    def _batch(self, lease_id: tuple[int, int, int]) -> Any:
-        lease = self._book.lease(lease_id)
-        return self._batcher.make(lease, jax.devices()[0], self._labels).device
+    def _batches(self, event: Event, push: monitor.Push, params: Any) -> Iterator[Any]:
+        """The batches of a push, each made when it is its turn."""
+        lattices = None if _kind(push.stage) == 'ce' else self._lattices
+        made_by = lattices.begin(event, params) if lattices else params
+        for lease_id in push.leases:
+            lease = self._book.lease(lease_id)
+            batch = self._batcher.make(lease, jax.devices()[0], self._labels)
+            if lattices is not None:
+                batch, made_by = lattices.complete(lease, batch, made_by), params
+            yield batch.device
 
     def _gradient(self, params: Any, batch: Any) -> Any:
         kind = _kind(self._stage)

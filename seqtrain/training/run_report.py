@@ -13,6 +13,7 @@ import yaml
 
 from seqtrain import losses, report
 from seqtrain.exchange import Event
+from seqtrain.training import lattice_report
 from seqtrain.training.monitor import Update
 
 if TYPE_CHECKING:
@@ -52,14 +53,23 @@ def summary(run: Experiment) -> dict[str, Any]:
         'seed': run.config.seed,
         'backend': jax.default_backend(),
     }
+    result |= lattice_report.summary(run.monitor.updates, run.stages[-1].name)
     for (model, unit), score in scores.items():
         if unit == 'phone':
             result['per' if model == criterion else f'per_{model}'] = score.wer
     return result
 
 
-def write(run: Experiment, result: dict[str, Any]) -> None:
-    """Writes `report.html` and its pictures into the run's folder."""
+def write(
+    run: Experiment, result: dict[str, Any], pictures: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Writes `report.html` and its pictures into the run's folder.
+
+    Args:
+      run: finished.
+      result: from `summary`.
+      pictures: captions and SVG elements of lattices.
+    """
     updates, applied = run.monitor.updates, _of_kind(run.monitor.events, 'applied')
     record = report.RunRecord(
         title=f'{run.config.name}: {_MODES[run.config.exchange.mode]} sequence training',
@@ -67,7 +77,7 @@ def write(run: Experiment, result: dict[str, Any]) -> None:
         scalars=_curves(updates),
         wer=[
             report.Wer(
-                f'{_MODELS[s.model]}, test',
+                f'{_model(run, s.model)}, test',
                 s.words,
                 s.insertions,
                 s.deletions,
@@ -80,6 +90,7 @@ def write(run: Experiment, result: dict[str, Any]) -> None:
         s2=_ages(applied, 's2'),
         timeline=_timeline(updates),
         skipped=_skipped(run),
+        pictures=pictures,
         notes=[
             f'seed {run.config.seed}; {len(run.devices)} replicas on {jax.default_backend()}, '
             f'{run.config.exchange.num_shards} shards, rule {run.config.exchange.rule}',
@@ -97,6 +108,12 @@ def write(run: Experiment, result: dict[str, Any]) -> None:
     report.write(run.workdir.path, record)
 
 
+def _model(run: Experiment, name: str) -> str:
+    """How the table of error rates calls a model."""
+    lattices = name != 'ce' and run.config.sequence.graph == 'lattice'
+    return _MODELS[name].replace('LF-', 'lattice ') if lattices else _MODELS[name]
+
+
 def _of_kind(events: Sequence[Event], kind: str) -> list[Event]:
     return [event for event in events if event.kind == kind]
 
@@ -105,10 +122,11 @@ def _curves(updates: Sequence[Update]) -> dict[str, list[tuple[float, float]]]:
     """Curves by 'criterion/quantity': the rounds of the bootstrap are one curve."""
     curves: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     for update in updates:
-        for name in ('loss', 'gradient_norm'):
-            curves[f'{update.stage.split("-")[0]}/{name}'].append(
-                (update.number, update.metrics[name])
-            )
+        for name in ('loss', 'gradient_norm', *lattice_report.CURVES):
+            if name in update.metrics:
+                curves[f'{update.stage.split("-")[0]}/{name}'].append(
+                    (update.number, update.metrics[name])
+                )
     return dict(curves)
 
 

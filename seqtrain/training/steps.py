@@ -147,9 +147,24 @@ def sequence(
         if config.ce_weight:
             ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum()
             loss += config.ce_weight * ce * scale
-        return loss, {'value': value, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
+        metrics = {'value': value, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
+        if denominator is None:
+            metrics |= _occupancies(config.acoustic_scale * logits, lengths, batch, out.valid)
+        return loss, metrics
 
     return criterion
+
+
+def _occupancies(scores, lengths, batch, valid) -> Metrics:
+    """Occupancies per frame of both lattices, 1 in a sound batch."""
+    scores = jax.lax.stop_gradient(scores)
+    frames = jnp.where(valid, lengths, 0)
+    sides = {'numerator': batch.numerators, 'denominator': batch.denominators}
+    return {
+        f'{name}_occupancy': ops.occupancies(scores, frames, graph)[1].sum()
+        / jnp.maximum(frames.sum(), 1)
+        for name, graph in sides.items()
+    }
 
 
 def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:

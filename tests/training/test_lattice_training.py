@@ -2,11 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 
-from seqtrain.exchange import eventlog
-from seqtrain.training import experiment, monitor
+from seqtrain.exchange import ReplayError, eventlog
+from seqtrain.lattices import LatticeGenerator, LatticePair
+from seqtrain.training import experiment, lattice, monitor, replay
 
 
 @pytest.fixture
@@ -35,6 +35,8 @@ def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
         metrics = row.metrics
         assert metrics['row_sum'] < 1e-5
         assert metrics['gradient_norm'] > 0
+        assert metrics['numerator_occupancy'] == pytest.approx(1, abs=1e-5)
+        assert metrics['denominator_occupancy'] == pytest.approx(1, abs=1e-5)
         assert metrics['lattice_depth'] > 1
         assert metrics['lattice_failed'] == 0
         assert 0 <= metrics['oracle_wer'] <= 1
@@ -46,6 +48,10 @@ def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
     # The first batch of a replica has lattices of its own parameters, the others older ones.
     assert 0 in ages
     assert max(ages) > 0
+    assert 0 <= result['device_idle_share'] <= 1
+    page = (tmp_path / 'report.html').read_text()
+    assert '<svg' in page
+    assert 'arcs per frame' in page
 
 
 def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
@@ -96,3 +102,65 @@ def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correctio
         frames = [row.frames for row in rows]
         totals = {sum(frames[start : start + 4]) for start in range(0, 16, 4)}
         assert len(totals) == 1
+
+
+@pytest.mark.parametrize('ahead', [True, False])
+def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
+    config = lattice_config(lattice__ahead=ahead, exchange__rule='sgd', model__dropout=0.1)
+    experiment.run(config, tmp_path, quiet=True)
+    result = replay.run(tmp_path)
+    assert result['identical']
+    assert result['pushes'] == 14
+
+
+def test_kept_lattices_cannot_be_replayed(lattice_config, tmp_path):
+    experiment.run(lattice_config(lattice__mode='epoch'), tmp_path, quiet=True)
+    with pytest.raises(ReplayError, match=r'mode=epoch cannot be replayed'):
+        replay.run(tmp_path)
+
+
+@pytest.mark.parametrize('mode', ['decode', 'outer'])
+def test_an_utterance_without_lattice_is_masked_and_named(
+    lattice_config, tmp_path, monkeypatch, mode
+):
+    real, victims = LatticeGenerator.pair, set()
+
+    def pair(self, scores, words):
+        if not victims:
+            victims.add(words)
+        if words in victims:
+            return LatticePair(None, None, 'no path within the beam')
+        return real(self, scores, words)
+
+    monkeypatch.setattr(LatticeGenerator, 'pair', pair)
+    config = lattice_config(lattice__mode=mode, sequence__criterion='smbr')
+    result = experiment.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path, 'smbr')
+    assert result['lattices_failed'] >= 1
+    assert result['skipped'] >= 1
+    assert {reason for row in rows for _, reason in row.reasons} == {'no path within the beam'}
+    assert all(row.metrics['gradient_norm'] > 0 for row in rows)
+    assert 'no lattice in smbr: no path within the beam' in (tmp_path / 'report.html').read_text()
+
+
+def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_path):
+    lattice.Sizes((2.0, 3.0), (4.0, 6.0)).write(tmp_path)
+    experiment.run(lattice_config(lattice__lattice_beam=9.0), tmp_path, quiet=True)
+    rows = rows_of(tmp_path, 'mmi')
+    assert sum(row.metrics['lattice_pruned'] for row in rows) > 0
+    assert all(row.metrics['gradient_norm'] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'lattice__mode': 'never'}, 'choose decode, epoch, outer'),
+        ({'lattice__mode': 'decode', 'lattice__correction': True}, 'belongs to'),
+        ({'sequence__graph': 'lettuce'}, 'choose lattice_free or lattice'),
+        ({'sequence__leaky': 0.1}, 'for lattice-free graphs'),
+        ({'lattice__threads': 0}, 'at least 1'),
+    ],
+)
+def test_contradictions_are_refused(lattice_config, tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(lattice_config(bootstrap__rounds=1, **fields), tmp_path, quiet=True)
