@@ -177,7 +177,9 @@ def _rule_options() -> ml_collections.ConfigDict:
 def _bootstrap() -> ml_collections.ConfigDict:
     """The stage of cross-entropy."""
     part = ml_collections.ConfigDict()
-    part.mono_rounds = 5  # with monophones, before the states are tied; graph.context=mono: none
+    part.mono_rounds = 5  # of the monophone run before tied states (or with mono_offsets)
+    part.mono_updates = 0  # per round of it; 0: as many as below
+    part.mono_offsets = ()  # its layers, to see less than model.offsets; (): these, weights kept
     part.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
     part.updates = 40  # per round, over all replicas
     part.learning_rate = 2e-3

@@ -7,6 +7,10 @@ ended, a run of its own in the folder `mono/` with its own server and checkpoint
                                         └─► hidden layers; an output per tied state, a copy of the
                                             monophone's, so that training goes on where it stood
 
+That run's network may see less (`config.bootstrap.mono_offsets`): one that sees far learns where
+the flat start put the boundaries, one that sees little finds where they are. Then its alignments
+are taken and its weights are not, and a run with monophones may have such a run before it, too.
+
 With `config.start_from` a run begins where another one ended: several criteria from one network.
 
 All of this is a function of the config and of that run's end, so that it can be made again.
@@ -81,14 +85,19 @@ def is_tied(config: ml_collections.ConfigDict) -> bool:
 
 def needs_monophones(config: ml_collections.ConfigDict) -> bool:
     """Whether a monophone run in the folder `mono/` has to come first."""
-    return is_tied(config) and not config.start_from
+    before = is_tied(config) or len(config.bootstrap.mono_offsets) > 0
+    return before and not config.start_from
 
 
 def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config of the monophone run that comes before a run with tied states."""
+    """The config of the monophone run that comes first."""
     mono = config.copy_and_resolve_references()
     mono.graph.context = 'mono'
     mono.bootstrap.rounds = config.bootstrap.mono_rounds
+    mono.bootstrap.updates = config.bootstrap.mono_updates or config.bootstrap.updates
+    if config.bootstrap.mono_offsets:
+        mono.model.kind, mono.model.offsets = 'tdnn', config.bootstrap.mono_offsets
+        mono.bootstrap.mono_offsets = ()
     mono.bootstrap.final_learning_rate = config.bootstrap.learning_rate  # it is not the end
     mono.sequence.updates = 0
     return mono
@@ -99,13 +108,13 @@ def begin(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
 
     Args:
       config: the run's.
-      folder: the run's; with tied states it holds the finished monophone run and gets
-        `model/tying.npz`.
+      folder: the run's; it holds the finished monophone run if there has to be one, and gets
+        `model/tying.npz` with tied states.
     """
     if config.start_from:
         return _continued(config, folder)
-    if is_tied(config):
-        return _tied(config, folder)
+    if needs_monophones(config):
+        return _after_monophones(config, folder)
     data = assembly.training_data(config)
     network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
     return Start(data, network, params, align.flat_start(data))
@@ -127,7 +136,7 @@ def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib
     return TiedTopology.read(folder / _TYING, base)
 
 
-def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
     mono = monophone_config(config)
     data = assembly.training_data(mono)
     net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
@@ -140,14 +149,18 @@ def _tied(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
         devices.replica_devices(mono.exchange.num_replicas),
         parts(mono, data),
     )
-    tied = tie(config.graph, data, labels)
-    (folder / 'model').mkdir(exist_ok=True)
-    tied.write(folder / _TYING)
-    logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, data.topology.num_pdfs)
-    tied_labels = [relabel(one, data.topology, tied) for one in labels]
-    tied_data = assembly.training_data(config, tied)
-    net, fresh = assembly.network(config, data.features.dim, tied.num_pdfs)
-    return Start(tied_data, net, widen(params, fresh, tied.base_pdf), tied_labels)
+    base_pdf = np.arange(data.topology.num_pdfs)
+    if is_tied(config):
+        tied = tie(config.graph, data, labels)
+        (folder / 'model').mkdir(exist_ok=True)
+        tied.write(folder / _TYING)
+        logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, len(base_pdf))
+        labels = [relabel(one, data.topology, tied) for one in labels]
+        data, base_pdf = assembly.training_data(config, tied), tied.base_pdf
+    net, fresh = assembly.network(config, data.features.dim, len(base_pdf))
+    if not config.bootstrap.mono_offsets:
+        fresh = widen(params, fresh, base_pdf)
+    return Start(data, net, fresh, labels)
 
 
 def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:

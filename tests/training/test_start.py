@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seqtrain.graphs import segments
-from seqtrain.training import assembly, experiment, monitor, recognizer, replay, start
+from seqtrain.training import align, assembly, experiment, monitor, recognizer, replay, start
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 TREE = {'graph__context': 'triphone', 'graph__num_tied': 60, 'graph__min_count': 8}
@@ -72,6 +72,21 @@ def test_a_tied_run_from_recordings_to_the_report(make_config, tmp_path):
     assert [row.stage for row in rows] == ['ce-0', 'ce-0', 'mmi', 'mmi']
     assert max(row.metrics['row_sum'] for row in rows if row.stage == 'mmi') < 1e-4
     assert result['skipped'] == 0
+
+
+def test_a_network_that_sees_less_may_find_the_first_alignments(make_config, tmp_path):
+    narrow = ((-1, 0, 1),)
+    config = make_config(**SHORT, bootstrap__updates=2, sequence__updates=0)
+    config.bootstrap.mono_offsets, config.bootstrap.mono_updates = narrow, 3
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['mono']['updates']) == (2, 3)
+    mono = json.loads((tmp_path / start.MONO / 'config.json').read_text())
+    assert mono['model']['offsets'] == [[-1, 0, 1]]
+    begun = start.begin(config, tmp_path)
+    _, fresh = assembly.network(config, begun.data.features.dim, begun.data.topology.num_pdfs)
+    jax.tree.map(np.testing.assert_array_equal, begun.params, fresh)
+    flat = align.flat_start(begun.data)
+    assert any((a != b).any() for a, b in zip(begun.labels, flat, strict=True))
 
 
 @pytest.mark.slow
