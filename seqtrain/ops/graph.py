@@ -23,8 +23,11 @@ from seqtrain.fsa import Fsa, FsaError, minimise
 NEVER = np.int32(2**30)
 """`min_frames` of a graph without any path."""
 
-# A group may stand for an arc's own entry; beyond this many per state, groups save nothing.
-_MAX_GROUPS_PER_STATE = 2.5
+# Groups save a look-up per arc and cost a row each. They pay where they are hardly more than
+# states, or where many arcs share them; the same in cpu/plan.cc.
+_MAX_GROUPS_PER_STATE = 1.5
+_MAX_SHARED_GROUPS_PER_STATE = 2.5
+_SHARED = 4
 
 _DATA = ('src', 'dst', 'pdf', 'weight', 'initial', 'final', 'min_frames')
 _GROUPS = ('group', 'group_dst', 'group_pdf')
@@ -179,7 +182,9 @@ def _sorted_arrays(fsa: Fsa) -> dict[str, np.ndarray]:
 def _groups(arrays: dict[str, Any], num_states: int) -> dict[str, Any]:
     dst, pdf = arrays['dst'], arrays['pdf']
     first = np.r_[True, (np.diff(dst) != 0) | (np.diff(pdf) != 0)]
-    if first.sum() > _MAX_GROUPS_PER_STATE * num_states:
+    shared = len(dst) >= _SHARED * first.sum()
+    limit = _MAX_SHARED_GROUPS_PER_STATE if shared else _MAX_GROUPS_PER_STATE
+    if first.sum() > limit * num_states:
         return dict.fromkeys(_GROUPS)
     return {
         'group': (np.cumsum(first) - 1).astype(np.int32),

@@ -1,6 +1,7 @@
 """What is particular to the C++ core: lanes, both directions at once, checkpoints, threads."""
 
 import concurrent.futures
+import dataclasses
 import threading
 
 import jax
@@ -45,6 +46,70 @@ def test_every_number_of_lanes_agrees_with_xla(make, leaky):
         np.testing.assert_allclose(gamma, want[:batch], atol=1e-5)
     # The log domain would hide what the lanes got wrong.
     assert cpu.redone() == before
+
+
+@pytest.fixture(params=['avx512', 'avx2', 'base'])
+def instructions(request):
+    best = cpu.instructions()
+    try:
+        cpu.choose_instructions(request.param)
+    except ValueError:
+        pytest.skip(f'this machine has no {request.param}')
+    assert cpu.instructions() == request.param
+    yield request.param
+    cpu.choose_instructions(best)
+
+
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+def test_every_instruction_set_agrees_with_xla(instructions, make):
+    graph = ops.pack(graph_of(make))
+    scores, lengths = ragged(33, 12)
+    accuracy = ragged(33, 12, seed=1)[0]
+    want = ops.occupancies(scores, lengths, graph, backend='xla')
+    want_moments = log_expectation.expectation(scores, accuracy, lengths, graph, 0.0)
+    want_best = ops.viterbi(scores, lengths, graph, backend='xla')
+    before = cpu.redone()
+    for batch in (1, 5, 16, 33):
+        s, n = scores[:batch], lengths[:batch]
+        got = cpu.forward_backward(s, n, graph, 0.0)
+        moments = cpu.expectation(s, accuracy[:batch], n, graph, 0.0)
+        best = cpu.viterbi(s, n, graph)
+        for a, b in zip((*got, *moments), (*want, *want_moments), strict=True):
+            np.testing.assert_allclose(a, b[:batch], rtol=2e-5, atol=2e-5)
+        for a, b in zip(best, want_best, strict=True):
+            np.testing.assert_array_equal(a, b[:batch])
+    assert cpu.redone() == before
+
+
+def test_unknown_instructions_are_refused():
+    with pytest.raises(ValueError, match='no kernels'):
+        cpu.choose_instructions('avx1024')
+
+
+def test_changed_weights_are_seen_in_the_next_call():
+    # Plans are kept from call to call, and known by the content of the graph.
+    graph = ops.pack(graph_of(oracles.hmm_fsa))
+    scores, lengths = ragged(2, 6)
+    first = ops.log_partition(scores, lengths, graph, backend='cpu')
+    heavier = dataclasses.replace(graph, weight=graph.weight + 1.0)
+    second = ops.log_partition(scores, lengths, heavier, backend='cpu')
+    np.testing.assert_allclose(second, first + lengths, rtol=1e-5)
+    third = ops.log_partition(scores, lengths, graph, backend='cpu')
+    np.testing.assert_array_equal(third, first)
+
+
+def test_columns_without_arcs_do_not_matter():
+    # Whether most pdfs occur (they get idle columns) or few (they are picked out).
+    fsa = graph_of(oracles.hmm_fsa, pdfs=7)
+    for pdfs in (9, 40):
+        scores = np.random.default_rng(0).normal(size=(17, 8, pdfs)).astype(np.float32)
+        lengths = np.full(17, 8, np.int32)
+        plain = ops.occupancies(jnp.asarray(scores), lengths, ops.pack(fsa), backend='cpu')
+        scores[:, :, 7:] = 500.0
+        wild = ops.occupancies(jnp.asarray(scores), lengths, ops.pack(fsa), backend='cpu')
+        for a, b in zip(wild, plain, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not np.any(wild[1][:, :, 7:])
 
 
 def test_exponentials_are_right_to_single_precision():

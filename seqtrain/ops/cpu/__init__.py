@@ -57,6 +57,18 @@ def instructions() -> str:
     return _library.SeqtrainKernels().decode()
 
 
+def choose_instructions(name: str) -> None:
+    """Takes the kernels for 'avx512', 'avx2' or 'base' from now on, in all threads. For tests.
+
+    Raises:
+      ValueError: this machine lacks the instructions.
+    """
+    if not available():
+        raise RuntimeError('The C++ core is not built; see the log.')
+    if not _library.SeqtrainChoose(name.encode()):
+        raise ValueError(f'This machine has no kernels {name!r}.')
+
+
 def redone() -> int:
     """Utterances redone in the log domain since the library was loaded; worth a look if it grows.
 

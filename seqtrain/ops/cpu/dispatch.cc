@@ -1,7 +1,10 @@
 // Chooses the kernels for the machine it runs on; keeps each thread's memory.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -25,20 +28,43 @@ SEQTRAIN_DECLARE(avx512)
 #endif
 #undef SEQTRAIN_DECLARE
 
-const Kernels& BestKernels() {
-  static const Kernels best = [] {
+namespace {
+
+// What this machine can run, the best first.
+const std::vector<Kernels>& Present() {
+  static const std::vector<Kernels> present = [] {
+    std::vector<Kernels> all;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("fma"))
-      return Kernels{"avx512", avx512::Partition, avx512::Expectation, avx512::BestPaths, avx512::Limit};
+      all.push_back({"avx512", avx512::Partition, avx512::Expectation, avx512::BestPaths, avx512::Limit});
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return Kernels{"avx2", avx2::Partition, avx2::Expectation, avx2::BestPaths, avx2::Limit};
+      all.push_back({"avx2", avx2::Partition, avx2::Expectation, avx2::BestPaths, avx2::Limit});
 #endif
-    return Kernels{"base", base::Partition, base::Expectation, base::BestPaths, base::Limit};
+    all.push_back({"base", base::Partition, base::Expectation, base::BestPaths, base::Limit});
+    return all;
   }();
-  return best;
+  return present;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+const Kernels& BestKernels() {
+  const Kernels* kernels = chosen;
+  return kernels ? *kernels : Present().front();
+}
+
+bool ChooseKernels(const char* name) {
+  for (const Kernels& kernels : Present()) {
+    if (std::strcmp(kernels.name, name) != 0) continue;
+    chosen = &kernels;
+    return true;
+  }
+  return false;
 }
 
 namespace {

@@ -67,8 +67,10 @@ struct Kernels {
   float (*limit)(const Plan& plan, int64_t frames, int lanes);
 };
 
-// The best set for this machine's instructions.
+// The best set for this machine's instructions, or the chosen one.
 const Kernels& BestKernels();
+// Takes the named set from now on; false where this machine lacks its instructions.
+bool ChooseKernels(const char* name);
 // One utterance in the log domain, in double precision; with the expectation where the batch has an
 // accuracy.
 void LogDomain(const Batch& batch, const GraphView& graph, int32_t utterance);

@@ -10,8 +10,9 @@ namespace {
 
 using Ints = std::vector<int32_t>;
 
-// Beyond this many groups per state, groups cost more memory than they save time.
-constexpr double kMaxGroupsPerState = 2.5;
+// Groups pay where they are hardly more than states, or where many arcs share them; see ops/graph.py.
+constexpr double kMaxGroupsPerState = 1.5, kMaxSharedGroupsPerState = 2.5;
+constexpr int64_t kShared = 4;
 
 bool Beyond(float log_weight) { return std::isfinite(log_weight) && std::fabs(log_weight) > kMaxRange; }
 
@@ -152,7 +153,8 @@ bool Groups(const GraphView& g) {
   int64_t groups = 0;
   for (int64_t a = 0; a < g.num_arcs; ++a)
     groups += a == 0 || g.dst[a] != g.dst[a - 1] || g.pdf[a] != g.pdf[a - 1];
-  return static_cast<double>(groups) <= kMaxGroupsPerState * g.num_states;
+  const double limit = g.num_arcs >= kShared * groups ? kMaxSharedGroupsPerState : kMaxGroupsPerState;
+  return static_cast<double>(groups) <= limit * g.num_states;
 }
 
 void Plan::Build(const GraphView& view, int64_t num_pdfs, Shape shape) {
