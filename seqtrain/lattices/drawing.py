@@ -10,6 +10,8 @@ from seqtrain.lattices.lattice import Lattice
 from seqtrain.lattices.operations import prune
 from seqtrain.lattices.tools import word_fst
 
+_LEAST_BEAM, _WIDER = 1e-3, 1.5
+_MOST_ARCS_PER_FRAME = 12
 _STEP_X, _STEP_Y, _RADIUS, _MARGIN = 110, 80, 9, 30
 
 
@@ -22,16 +24,25 @@ def to_svg(lattice: Lattice, *, beam: float = 5.0, max_states: int = 60) -> str:
     Args:
       lattice: any lattice.
       beam: natural log, below the best path.
-      max_states: the beam is halved until the picture has no more states.
+      max_states: a narrower beam is taken if the picture would have more states.
 
     Returns:
       An `<svg>` element.
     """
-    arcs, finals = _word_arcs(prune(lattice, beam))
-    while len(finals) > max_states and beam > 1e-3:
-        beam /= 2
-        arcs, finals = _word_arcs(prune(lattice, beam))
-    return _draw(arcs, finals, lattice.words)
+    narrow = min(beam, _LEAST_BEAM)
+    drawn = _word_arcs(prune(lattice, narrow))
+    # From narrow to wide: determinising a lattice whose paths differ in time alone can take as many
+    # steps as it has paths, so a wide one is not tried before a narrower one was small.
+    while narrow < beam:
+        narrow = min(beam, _WIDER * narrow)
+        kept = prune(lattice, narrow)
+        if kept.num_arcs > _MOST_ARCS_PER_FRAME * max(1, kept.num_frames):
+            break
+        wider = _word_arcs(kept)
+        if len(wider[1]) > max_states:
+            break
+        drawn = wider
+    return _draw(*drawn, lattice.words)
 
 
 def _word_arcs(lattice: Lattice) -> tuple[list[tuple[int, int, int, float]], list[float]]:
