@@ -106,3 +106,23 @@ def test_what_the_last_one_held_is_done_by_one_that_had_ended(make_config, tmp_p
     result = experiment.run(config, tmp_path, quiet=True)
     assert result['updates'] == 4
     assert {row.replica for row in monitor.read_updates(tmp_path)} == {0}
+
+
+@pytest.mark.slow
+def test_a_failure_amid_local_steps_replays(make_config, tmp_path, fail_at):
+    """What the local optimiser and the rounding error of a dead life were, nobody takes over."""
+    config = make_config(
+        exchange__rule='momentum_lookahead',
+        exchange__local_steps=2,
+        exchange__local_optimizer='adam',
+        exchange__codec='int8',
+        exchange__mode='sync',
+        exchange__num_shards=2,
+        bootstrap__rounds=1,
+        bootstrap__updates=16,
+        sequence__updates=0,
+    )
+    fail_at(call=11)  # two of them compile
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['replica_failures']) == (16, 1)
+    assert replay.run(tmp_path)['identical']
