@@ -11,7 +11,7 @@ from seqtrain.lattices.operations import prune
 from seqtrain.lattices.tools import word_fst
 
 _LEAST_BEAM, _WIDER = 1e-3, 1.5
-_MOST_ARCS_PER_FRAME = 12
+_MOST_ARCS = 1000
 _STEP_X, _STEP_Y, _RADIUS, _MARGIN = 110, 80, 9, 30
 
 
@@ -36,7 +36,7 @@ def to_svg(lattice: Lattice, *, beam: float = 5.0, max_states: int = 60) -> str:
     while narrow < beam:
         narrow = min(beam, _WIDER * narrow)
         kept = prune(lattice, narrow)
-        if kept.num_arcs > _MOST_ARCS_PER_FRAME * max(1, kept.num_frames):
+        if kept.num_arcs > _MOST_ARCS:
             break
         wider = _word_arcs(kept)
         if len(wider[1]) > max_states:
