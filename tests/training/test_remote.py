@@ -185,3 +185,39 @@ def test_a_replica_process_is_killed_and_training_goes_on(arguments, tmp_path, s
     )  # fmt: skip
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(replayed.stdout.splitlines()[-1])['identical']
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+from seqtrain.training import monitor
+real, seen = monitor.Monitor.add, []
+def add(self, update):
+    real(self, update)
+    seen.append(update)
+    if len(seen) == 6:
+        os.kill(os.getpid(), signal.SIGINT)
+monitor.Monitor.add = add
+sys.argv = ['launch/train.py', *sys.argv[1:]]
+runpy.run_path('launch/train.py', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_run_with_replica_processes_goes_on(arguments, tmp_path):
+    pytest.importorskip('ray')
+    flags = ['--config.exchange.transport=ray', '--config.exchange.ray_replicas=True']
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache')}
+
+    def launch(*command):
+        return subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
+    stopped = launch('-c', INTERRUPTED, *arguments, *flags)
+    assert stopped.returncode == 130, stopped.stderr
+    done = launch('launch/train.py', *arguments, *flags)
+    assert done.returncode == 0, done.stderr
+    assert 'Continuing from update' in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])['updates'] == 14
+    replayed = launch('launch/replay.py', f'--workdir={tmp_path / "run"}')
+    assert json.loads(replayed.stdout.splitlines()[-1])['identical'], replayed.stderr
