@@ -58,6 +58,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
       KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
     """
     serving.check(config)
+    lattice_stage.check(config)
     serving.start_transport(config)
     devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
     return _run(config, pathlib.Path(path), quiet)

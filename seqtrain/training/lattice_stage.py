@@ -42,6 +42,12 @@ def on_lattices(config: ml_collections.ConfigDict) -> bool:
     return graph == 'lattice'
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for lattice fields that contradict each other or the rest."""
+    if on_lattices(config):
+        lattice_config(config)
+
+
 def lattice_config(config: ml_collections.ConfigDict) -> LatticeConfig:
     """The section `lattice`, checked against the rest."""
     settings = section(LatticeConfig, config.lattice)
@@ -71,7 +77,9 @@ def make(
     """
     settings = lattice_config(config)
     cache = devices.cache_root(config.data.cache_dir) / 'graphs'
-    graph = lattice.denominator_graph(data, settings.word_lm_order, cache)
+    graph = lattice.denominator_graph(
+        data, settings.word_lm_order, cache, config.graph.silence_probability
+    )
     maker = LatticeMaker(settings.generator(graph), data, None, settings.threads)
     forward = steps.make_forward(network)
     sizes = Sizes.read(folder)

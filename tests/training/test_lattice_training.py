@@ -24,7 +24,12 @@ def rows_of(folder, stage):
     return [row for row in monitor.read_updates(folder) if row.stage == stage]
 
 
-@pytest.mark.parametrize('criterion', ['mmi', 'smbr', 'mpe'])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'criterion', ['mmi', pytest.param('smbr', marks=SLOW), pytest.param('mpe', marks=SLOW)]
+)
 def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
     config = lattice_config(sequence__criterion=criterion)
     result = experiment.run(config, tmp_path, quiet=True)
@@ -54,6 +59,7 @@ def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
     assert 'arcs per frame' in page
 
 
+@SLOW
 def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
     config = lattice_config(
         lattice__mode='epoch',
@@ -77,7 +83,11 @@ def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
 
 @pytest.mark.parametrize(
     ('criterion', 'correction', 'replicas'),
-    [('mmi', True, 1), ('smbr', False, 1), ('mmi', False, 2)],
+    [
+        pytest.param('mmi', True, 1, marks=SLOW),
+        ('smbr', False, 1),
+        pytest.param('mmi', False, 2, marks=SLOW),
+    ],
 )
 def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correction, replicas):
     config = lattice_config(
@@ -104,7 +114,7 @@ def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correctio
         assert len(totals) == 1
 
 
-@pytest.mark.parametrize('ahead', [True, False])
+@pytest.mark.parametrize('ahead', [True, pytest.param(False, marks=SLOW)])
 def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
     config = lattice_config(lattice__ahead=ahead, exchange__rule='sgd', model__dropout=0.1)
     experiment.run(config, tmp_path, quiet=True)
@@ -113,13 +123,14 @@ def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
     assert result['pushes'] == 14
 
 
+@SLOW
 def test_kept_lattices_cannot_be_replayed(lattice_config, tmp_path):
     experiment.run(lattice_config(lattice__mode='epoch'), tmp_path, quiet=True)
     with pytest.raises(ReplayError, match=r'mode=epoch cannot be replayed'):
         replay.run(tmp_path)
 
 
-@pytest.mark.parametrize('mode', ['decode', 'outer'])
+@pytest.mark.parametrize('mode', ['decode', pytest.param('outer', marks=SLOW)])
 def test_an_utterance_without_lattice_is_masked_and_named(
     lattice_config, tmp_path, monkeypatch, mode
 ):
@@ -143,6 +154,7 @@ def test_an_utterance_without_lattice_is_masked_and_named(
     assert 'no lattice in smbr: no path within the beam' in (tmp_path / 'report.html').read_text()
 
 
+@SLOW
 def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_path):
     lattice.Sizes((2.0, 3.0), (4.0, 6.0)).write(tmp_path)
     experiment.run(lattice_config(lattice__lattice_beam=9.0), tmp_path, quiet=True)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from seqtrain import losses, models, ops
 from seqtrain.graphs import Lexicon, PhoneLm, Topology, denominator, numerator, training_phones
+from seqtrain.lattices.search import SearchGraph, search
 from seqtrain.training import steps
 
 LEXICON = Lexicon.from_dict({'yes': 'Y EH S', 'no': 'N OW'})
@@ -137,3 +138,30 @@ def test_every_criterion_has_zero_row_sums_and_a_descent_direction(setting, weig
 def test_an_unknown_criterion_is_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         steps.SequenceConfig(**weights)
+
+
+@pytest.mark.parametrize('criterion', ['mmi', 'smbr', 'mpe'])
+def test_exhaustive_lattices_give_the_lattice_free_step(setting, criterion):
+    network, params, batch, log_prior, _ = setting
+    phone_lm = PhoneLm.estimate(training_phones(TEXTS, LEXICON), LEXICON.phones, order=3)
+    logits = np.asarray(network(params, batch.features, batch.lengths))
+    above = [numerator(text, LEXICON, TOPOLOGY, phone_lm) for text in TEXTS]
+    below = [denominator(phone_lm, TOPOLOGY)] * 3
+    lattices = [
+        ops.pack_batch(
+            [
+                search(
+                    SearchGraph.of_acceptor(fsa), row[: -(-n // 3)], beam=1e6, lattice_beam=1e6
+                ).to_fsa()
+                for fsa, row, n in zip(side, logits, batch.lengths, strict=True)
+            ]
+        )
+        for side in (above, below)
+    ]
+    on_lattices = dataclasses.replace(batch, numerators=lattices[0], denominators=lattices[1])
+    step = sequence_step(network, criterion=criterion)
+    expected, metrics = step(params, batch, log_prior, ops.pack(below[0]))
+    gradients, also = step(params, on_lattices, log_prior, None)
+    assert float(also['loss']) == pytest.approx(float(metrics['loss']), abs=1e-5)
+    assert float(also['denominator_occupancy']) == pytest.approx(1, abs=1e-6)
+    assert_trees_close(gradients, expected, rtol=1e-3, atol=1e-5)
