@@ -108,6 +108,7 @@ def _graph() -> ml_collections.ConfigDict:
     part.num_tied = 500  # pdfs at most (tree)
     part.min_count = 50  # frames of a leaf (tree), occurrences of a biphone (count)
     part.optional_silence = True
+    part.silence_probability = 0.5  # of a silence between words where words are searched; 0: none
     part.phone_lm_order = 3
     part.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
     part.word_lm = ''  # ARPA file; '' estimates it from the training transcripts

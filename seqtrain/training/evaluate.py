@@ -144,11 +144,14 @@ def _recognizers(
     config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
 ) -> dict[str, recognizer.Recognizer]:
     made_of = (data.features.texts, data.lexicon, data.topology)
-    cache = devices.cache_root(config.data.cache_dir) / 'graphs'
+    options = {
+        'silence_probability': config.graph.silence_probability,
+        'cache_dir': devices.cache_root(config.data.cache_dir) / 'graphs',
+    }
     word_lm = (config.graph.word_lm_order, config.graph.word_lm)
-    graphs = {'word': recognizer.word_graph(*made_of, *word_lm, cache)}
+    graphs = {'word': recognizer.word_graph(*made_of, *word_lm, **options)}
     if config.decode.phone_error_rate:
-        graphs['phone'] = recognizer.phone_graph(*made_of, cache)
+        graphs['phone'] = recognizer.phone_graph(*made_of, **options)
     files = recognizer.ModelFiles(
         data.features.dim,
         data.topology.num_pdfs,

@@ -258,7 +258,10 @@ _NO_PATH = Fsa(
 
 
 def denominator_graph(
-    data: TrainingData, order: int, cache_dir: pathlib.Path | None
+    data: TrainingData,
+    order: int,
+    cache_dir: pathlib.Path | None,
+    silence_probability: float = 0.5,
 ) -> DecodingGraph:
     """The decoding graph of denominators: a weak word LM of the training transcripts.
 
@@ -269,13 +272,22 @@ def denominator_graph(
       data: transcripts, lexicon, topology.
       order: of the n-gram (Witten-Bell).
       cache_dir: keeps graphs by the hash of their contents; None builds it.
+      silence_probability: of a silence at every word boundary: the more likely it is, the more
+        lattices hold silence beside the words, which keeps a model from running away (Su et al.
+        2013 add such arcs to finished lattices).
     """
     sentences = [text.split() for text in data.features.texts]
     words = sorted({word for sentence in sentences for word in sentence})
     model = NGramLm.estimate(sentences, order, vocabulary=words)
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
-    return decoding_graph(data.lexicon, data.topology, model, cache_dir=cache_dir)
+    return decoding_graph(
+        data.lexicon,
+        data.topology,
+        model,
+        silence_probability=silence_probability,
+        cache_dir=cache_dir,
+    )
 
 
 def merged(found: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -99,7 +99,7 @@ def word_graph(
     topology: Topology,
     order: int,
     arpa_file: str = '',
-    cache_dir: pathlib.Path | None = None,
+    **options: Any,
 ) -> DecodingGraph:
     """The decoding graph over words.
 
@@ -108,30 +108,26 @@ def word_graph(
       lexicon, topology: of the training set.
       order: of the word n-gram (Witten-Bell); 0 makes all words of the lexicon equally likely.
       arpa_file: a language model to take instead; its words without pronunciation are left out.
-      cache_dir: where graphs are kept by their content.
+      **options: `silence_probability` and `cache_dir` of `graphs.decoding_graph`.
     """
     if arpa_file:
         from seqtrain.graphs import arpa
 
-        given = arpa.read(arpa_file)
-        return decoding_graph(lexicon, topology, given, skip_oov=True, cache_dir=cache_dir)
+        return decoding_graph(lexicon, topology, arpa.read(arpa_file), skip_oov=True, **options)
     words = lexicon.words
     sentences = [text.split() for text in texts] if order else [[word] for word in words]
     model = NGramLm.estimate(sentences, max(1, order), vocabulary=words)
-    return decoding_graph(lexicon, topology, model, cache_dir=cache_dir)
+    return decoding_graph(lexicon, topology, model, **options)
 
 
 def phone_graph(
-    texts: Sequence[str],
-    lexicon: Lexicon,
-    topology: Topology,
-    cache_dir: pathlib.Path | None = None,
+    texts: Sequence[str], lexicon: Lexicon, topology: Topology, **options: Any
 ) -> DecodingGraph:
     """The decoding graph over phones: a phone bigram of the transcripts' pronunciations."""
     phones = lexicon.of_phones()
     sentences = [lexicon.canonical(text) for text in texts]
     model = NGramLm.estimate(sentences, 2, vocabulary=phones.words)
-    return decoding_graph(phones, topology, model, cache_dir=cache_dir)
+    return decoding_graph(phones, topology, model, **options)
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,5 +1,6 @@
 """What a recogniser is made of: graphs from the cache, model files that come back as they were."""
 
+import kaldifst
 import pytest
 
 from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
@@ -13,12 +14,26 @@ TEXTS = ('yes no', 'no')
 
 def test_graphs_are_kept_and_not_built_again(tmp_path, monkeypatch):
     word = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 2, cache_dir=tmp_path)
-    recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, tmp_path)
+    recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, cache_dir=tmp_path)
     assert len(list(tmp_path.glob('*.fst'))) == 2
     monkeypatch.setattr('seqtrain.graphs.hlg._build', None)  # may not build again
     again = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 2, cache_dir=tmp_path)
     assert again.words == word.words == ('<eps>', 'no', 'yes')
-    assert recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, tmp_path).num_pdfs == 2 * 7
+    assert recognizer.phone_graph(TEXTS, LEXICON, TOPOLOGY, cache_dir=tmp_path).num_pdfs == 2 * 7
+
+
+def test_graphs_without_silences():
+    quiet, usual = (
+        recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 1, silence_probability=p)
+        for p in (0.0, 0.5)
+    )
+    assert not {1, 2} & _pdfs(quiet)  # silence's pdfs, plus 1
+    assert {1, 2} <= _pdfs(usual)
+
+
+def _pdfs(graph):
+    states = range(graph.fst.num_states)
+    return {arc.ilabel for state in states for arc in kaldifst.ArcIterator(graph.fst, state)}
 
 
 def test_a_given_language_model_may_have_words_without_pronunciation(tmp_path):
