@@ -57,7 +57,8 @@ class Kernel:
     Args:
       name: of the JAX primitive.
       portable, native, device: for 'xla', 'cpu' and 'gpu', called as f(*arrays, graph, leaky);
-        every array and every result has a leading axis B. The first array is the scores.
+        every array and every result has a leading axis B. The first array is the scores, the
+        last the lengths.
         `portable` is also told on_cpu=True or False, because what is quick there is slow on an
         accelerator; `device` is told interpret=True where there is no GPU.
       results: from the shape of the scores to the shapes of the results.
@@ -83,8 +84,10 @@ class Kernel:
         batching.primitive_batchers[self._primitive] = self._batch
 
     def __call__(self, *arrays, graph: Graph, leaky: float, backend: str) -> tuple[jax.Array, ...]:
+        *others, lengths = arrays
         leaves, tree = jax.tree.flatten(graph)
-        operands = (*arrays, *map(jnp.asarray, leaves))
+        # C++ reads 32 bits, whatever it is given.
+        operands = (*others, jnp.asarray(lengths, jnp.int32), *map(jnp.asarray, leaves))
         return tuple(self._primitive.bind(*operands, tree=tree, leaky=leaky, backend=backend))
 
     def _abstract(self, scores, *_, **__):

@@ -116,6 +116,16 @@ def test_extreme_arc_weights_are_not_lost(backend, weight):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('kind', [np.int8, np.uint16])
+def test_lengths_may_be_integers_of_any_size(backend, kind):
+    fsas, scores, lengths = batch_of(4, 1.0)
+    log_z, gamma = ops.occupancies(
+        jnp.asarray(scores), jnp.asarray(lengths.astype(kind)), ops.pack(fsas[0]), backend=backend
+    )
+    check(log_z, np.asarray(gamma), scores, lengths, [fsas[0]] * 4)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_one_bad_utterance_never_touches_another(backend):
     fsas, scores, _ = batch_of(11, 1.0, batch=5)
     chain = Fsa(

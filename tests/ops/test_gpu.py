@@ -14,15 +14,16 @@ from backends import TRITON, lowered_for_cuda
 from seqtrain import ops
 from seqtrain.fsa import Fsa
 from seqtrain.ops import forward_backward, gpu, log_expectation
-from seqtrain.ops.gpu import passes, rows
+from seqtrain.ops.gpu import kernels, passes, rows
 
 FRAMES, STATES, ARCS, PDFS = 10, 35, 150, 5
 
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    """Several launches of occupancies, the last one with frames to spare."""
+    """Several launches of occupancies, the last one with frames to spare; sums in several parts."""
     monkeypatch.setattr(passes, 'FRAMES_AT_ONCE', 4)
+    monkeypatch.setattr(kernels, '_PIECE', 4)
 
 
 def graph_of(make, seed: int) -> Fsa:
@@ -158,6 +159,17 @@ def test_they_lower_to_triton_without_a_gpu(shared):
         assert text.count('name = "seqtrain_occupy"') == 1
 
 
+def test_they_lower_where_jax_uses_64_bits():
+    _, graph, scores, accuracy, lengths = case(shared=True)
+
+    def value(s, a, n, g):
+        return ops.expected_accuracy(s, n, g, a, leaky=0.1, backend='gpu')[0]
+
+    with jax.enable_x64(True):
+        text = lowered_for_cuda(value, scores, accuracy, lengths.astype(np.int64), graph)
+    assert TRITON in text
+
+
 def test_a_frame_is_one_launch_and_moves_no_history():
     # XLA adds the loop's counter; anything else in the loop would cost more than the kernel.
     _, graph, scores, _, lengths = case(shared=True)
@@ -203,11 +215,11 @@ def chosen(backend, platforms, exporting=False):
 
 
 def test_auto_is_the_kernels_on_a_gpu_that_runs_them(monkeypatch):
-    kernels, portable = forward_backward._gpu, forward_backward._xla
-    assert chosen('gpu', ('cuda',)) == (kernels, {'interpret': False})
-    assert chosen('gpu', ('cpu',)) == (kernels, {'interpret': True})
+    device, portable = forward_backward._gpu, forward_backward._xla
+    assert chosen('gpu', ('cuda',)) == (device, {'interpret': False})
+    assert chosen('gpu', ('cpu',)) == (device, {'interpret': True})
     monkeypatch.setattr(gpu, 'available', lambda: True)
-    assert chosen('auto', ('cuda',)) == (kernels, {'interpret': False})
+    assert chosen('auto', ('cuda',)) == (device, {'interpret': False})
     for platforms, exporting in ((('cuda',), True), (('tpu',), False), (('cuda', 'tpu'), False)):
         assert chosen('auto', platforms, exporting) == (portable, {'on_cpu': False})
     monkeypatch.setenv('SEQTRAIN_BACKEND', 'xla')

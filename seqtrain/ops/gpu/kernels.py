@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -152,7 +153,7 @@ def occupy(
 
     def kernel(first, rows, frames, ahead, behind, out):
         which = pl.program_id(2)
-        slot, graph = lax.div(which, graphs), lax.rem(which, graphs)
+        slot, graph = lax.div(which, np.int32(graphs)), lax.rem(which, np.int32(graphs))
         here = _Here(graph, tile)
         frame = first[0] + slot
 
@@ -199,13 +200,18 @@ def _triton(tile: Tile, interpret: bool):
     return triton.CompilerParams(num_warps=tile.warps, num_stages=1)
 
 
+def _count(size: int):
+    """0, 1, … size − 1 as i32, also where JAX is told to use 64 bits."""
+    return lax.iota(jnp.int32, size)
+
+
 class _Here:
     """Which graph, positions of rows and lanes this program serves."""
 
     def __init__(self, graph, tile: Tile):
         self.graph, self.tile = graph, tile
-        self.positions = pl.program_id(0) * tile.rows + jnp.arange(tile.rows)
-        self.lanes = pl.program_id(1) * tile.lanes + jnp.arange(tile.lanes)
+        self.positions = pl.program_id(0) * tile.rows + _count(tile.rows)
+        self.lanes = pl.program_id(1) * tile.lanes + _count(tile.lanes)
 
 
 def _totals_of(partial, slot, here: _Here, way: Way) -> list:
@@ -215,11 +221,13 @@ def _totals_of(partial, slot, here: _Here, way: Way) -> list:
 
     def of(channel):
         def add(k, total):
-            block = k * piece + jnp.arange(piece)
+            block = k * piece + _count(piece)
             where = (slot, here.graph, channel, block[:, None], here.lanes[None, :])
             return total + partial[where].sum(0)
 
-        return lax.fori_loop(0, blocks // piece, add, jnp.zeros(here.tile.lanes, jnp.float32))
+        return lax.fori_loop(
+            np.int32(0), np.int32(blocks // piece), add, jnp.zeros(here.tile.lanes, jnp.float32)
+        )
 
     return [of(c) for c in range(way.channels)]
 
@@ -278,7 +286,7 @@ def _over_arcs(terms: Callable, rows: Rows, here: _Here, count: int) -> tuple:
     begin, end = rows.begin[graph, here.positions], rows.end[graph, here.positions]
 
     def add(k, sums):
-        at = begin[:, None] + k * tile.arcs + jnp.arange(tile.arcs)[None, :]
+        at = begin[:, None] + k * tile.arcs + _count(tile.arcs)[None, :]
         inside = at < end[:, None]
         at = jnp.where(inside, at, 0)
         weight = jnp.where(inside, rows.arcs.weight[graph, at], 0.0)
@@ -287,5 +295,5 @@ def _over_arcs(terms: Callable, rows: Rows, here: _Here, count: int) -> tuple:
 
     zero = jnp.zeros((tile.rows, tile.lanes), jnp.float32)
     longest = jnp.max(end - begin)
-    trips = lax.div(longest + (tile.arcs - 1), tile.arcs)
-    return lax.fori_loop(0, trips, add, (zero,) * count)
+    trips = lax.div(longest + (tile.arcs - 1), np.int32(tile.arcs))
+    return lax.fori_loop(np.int32(0), trips, add, (zero,) * count)

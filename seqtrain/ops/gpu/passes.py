@@ -134,8 +134,8 @@ def _both_ways(scores, accuracy, lengths, graph: Graph, leaky: float, interpret:
     live = jnp.arange(plan.padded_frames)[:, None, None] < frames.lengths
     totals = (ahead.totals[:-1], totals_behind)
     up, down = (jnp.where(live, scaled.exponent(x[:, :, 0]), 0) for x in totals)
-    power = up.sum(0)
-    shift = jnp.cumsum(up, 0) + jnp.cumsum(down[::-1], 0)[::-1] - power
+    power = up.sum(0, dtype=jnp.int32)
+    shift = jnp.cumsum(up, 0, jnp.int32) + jnp.cumsum(down[::-1], 0, jnp.int32)[::-1] - power
     total = raw[:, :, 0].sum(2)
     agrees = jnp.abs(total * scaled.power_of_two(shift) / end[:, 0] - 1) <= scaled.TOLERANCE
     sound = (end[:, 0] > 0) & (agrees | ~live).all(0)

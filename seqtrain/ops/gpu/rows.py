@@ -73,7 +73,7 @@ def by(arcs: Arcs, key, num_rows: int) -> Rows:
     def one(arcs, key):
         key = jnp.where(arcs.weight > 0, key, num_rows)
         counts = jnp.zeros(num_rows, jnp.int32).at[key].add(1, mode='drop')
-        end = jnp.cumsum(counts)
+        end = jnp.cumsum(counts, dtype=jnp.int32)
         longest_first = jnp.argsort(-counts, stable=True).astype(jnp.int32)
         order = jnp.argsort(key, stable=True)
         sorted_arcs = jax.tree.map(lambda x: x[order], arcs)
