@@ -75,10 +75,10 @@ def lf_mmi(
         _difference(num, den, denominator_scale), num, den, lengths, graphs, num_gamma
     )
     gradient = num_gamma - denominator_scale * den_gamma
+    keep = out.valid[:, None, None]
     if drop_below is not None:
-        overlap = jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True)
-        gradient = jnp.where(overlap > drop_below, gradient, 0.0)
-    gradient = jnp.where(out.valid[:, None, None], gradient, 0.0)
+        keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
+    gradient = jnp.where(keep, gradient, 0.0)
     return out.replace(value=attach(scores, out.value, gradient))
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from seqtrain import losses, report
 from seqtrain.exchange import Event
+from seqtrain.ops import cpu
 from seqtrain.training import lattice_report
 from seqtrain.training.monitor import Update
 
@@ -44,6 +45,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),
         'replica_failures': len(run.monitor.failures),
         'skipped': len(_skipped(run)),
+        'redone_in_log_domain': cpu.redone() if cpu.available() else None,
         'training_s': run.monitor.updates[-1].finished_s if run.monitor.updates else 0.0,
         'decoding_s': sum(s.seconds for s in run.evaluator.scores),
         'name': run.config.name,
