@@ -11,7 +11,6 @@ import sys
 from absl import app, flags
 from absl import logging as absl_logging
 
-from seqtrain.exchange import ReplayError
 from seqtrain.training import errors, replay
 
 _WORKDIR = flags.DEFINE_string(
@@ -24,7 +23,7 @@ def main(argv):
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         result = replay.run(_WORKDIR.value)
-    except (*errors.FOR_USERS, ReplayError) as error:
+    except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')
     print(json.dumps(result))
     sys.exit(0 if result['identical'] else 1)

@@ -1,7 +1,7 @@
 """Which errors are for the person at the keyboard, and which a run can live with."""
 
 from seqtrain.data.utterance import DataError
-from seqtrain.exchange import ExchangeError
+from seqtrain.exchange import ExchangeError, ReplayError
 from seqtrain.fsa import FsaError
 from seqtrain.graphs import LexiconError, OovError
 from seqtrain.graphs.alignment_files import CtmError
@@ -19,6 +19,7 @@ FOR_USERS: tuple[type[Exception], ...] = (
     FsaError,
     LexiconError,
     OovError,
+    ReplayError,
     WorkdirError,
 )
 """Their message is a sentence that says what to do: no traceback is shown."""
