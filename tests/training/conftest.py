@@ -78,3 +78,23 @@ def arguments(make_config, tmp_path):
     }
     flags = [f'--config.{name}={value}' for name, value in changed.items()]
     return ['--config=configs/demo.py', f'--workdir={tmp_path / "run"}', '--quiet', *flags]
+
+
+@pytest.fixture
+def kaldi_copy():
+    """Writes utterances as a Kaldi data directory, some with another transcript."""
+
+    def write(utterances, folder, texts=()):
+        folder.mkdir()
+        lists = {'wav.scp': [], 'text': [], 'utt2spk': []}
+        for utterance in utterances:
+            audio = folder / f'{utterance.id}.flac'
+            audio.write_bytes(utterance.audio)
+            lists['wav.scp'].append(f'{utterance.id} {audio}')
+            lists['text'].append(f'{utterance.id} {dict(texts).get(utterance.id, utterance.text)}')
+            lists['utt2spk'].append(f'{utterance.id} {utterance.speaker}')
+        for name, lines in lists.items():
+            (folder / name).write_text('\n'.join(sorted(lines)) + '\n')
+        return folder
+
+    return write

@@ -20,22 +20,7 @@ def trained(tmp_path_factory, make_config):
     return folder / 'run', assembly.load_split(config.data, 'test')
 
 
-def kaldi_copy(utterances, folder, texts=()):
-    """The utterances as a Kaldi data directory, some with another transcript."""
-    folder.mkdir()
-    lists = {'wav.scp': [], 'text': [], 'utt2spk': []}
-    for utterance in utterances:
-        audio = folder / f'{utterance.id}.flac'
-        audio.write_bytes(utterance.audio)
-        lists['wav.scp'].append(f'{utterance.id} {audio}')
-        lists['text'].append(f'{utterance.id} {dict(texts).get(utterance.id, utterance.text)}')
-        lists['utt2spk'].append(f'{utterance.id} {utterance.speaker}')
-    for name, lines in lists.items():
-        (folder / name).write_text('\n'.join(sorted(lines)) + '\n')
-    return folder
-
-
-def test_files_agree_with_each_other(trained, tmp_path):
+def test_files_agree_with_each_other(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     data = kaldi_copy(utterances, tmp_path / 'data')
     result = force_align.run(run, str(data), str(tmp_path / 'out'))
@@ -68,7 +53,7 @@ def _runs(values):
     return [(values[start], start) for start in starts]
 
 
-def test_bad_utterances_are_named_and_the_others_aligned(trained, tmp_path, caplog):
+def test_bad_utterances_are_named_and_the_others_aligned(trained, kaldi_copy, tmp_path, caplog):
     run, utterances = trained
     first, second, third = (u.id for u in utterances)
     texts = {first: 'zero perhaps', second: ' '.join(['seven'] * 300)}
@@ -89,7 +74,7 @@ def test_bad_utterances_are_named_and_the_others_aligned(trained, tmp_path, capl
         force_align.run(run, str(only), str(tmp_path / 'none'))
 
 
-def test_agreement_with_a_reference(trained, tmp_path):
+def test_agreement_with_a_reference(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     data = str(kaldi_copy(utterances, tmp_path / 'data'))
     out = tmp_path / 'out'
@@ -108,7 +93,7 @@ def test_agreement_with_a_reference(trained, tmp_path):
     assert found['within'] == 0.0
 
 
-def test_another_lexicon_of_the_same_phones(trained, tmp_path):
+def test_another_lexicon_of_the_same_phones(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     text = {utterances[0].id: 'blurb'}
     data = str(kaldi_copy(utterances[:1], tmp_path / 'data', text))
@@ -122,7 +107,7 @@ def test_another_lexicon_of_the_same_phones(trained, tmp_path):
         force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
 
 
-def test_bad_input_says_what_to_do(trained, tmp_path):
+def test_bad_input_says_what_to_do(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     data = str(kaldi_copy(utterances, tmp_path / 'data'))
     (tmp_path / 'bad.ctm').write_text('u1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')

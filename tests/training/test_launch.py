@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from seqtrain.training import assembly
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 # A process that runs launch/train.py, with a line of Python in place of the outside world.
@@ -37,32 +39,20 @@ def launch(*command, check=True):
     return done
 
 
-def test_train_then_decode(arguments, tmp_path, make_config):
+def test_train_then_decode_then_align(arguments, tmp_path, make_config, kaldi_copy):
     result = json.loads(launch('launch/train.py', *arguments).stdout.splitlines()[-1])
     assert {'wer', 'words', 'errors', 'frames_per_s', 'mean_staleness'} <= set(result)
-    data = _kaldi_copy(make_config().data, tmp_path / 'test')
+    utterances = assembly.load_split(make_config().data, 'test')
+    data = kaldi_copy(utterances, tmp_path / 'test')
     done = launch('launch/decode.py', f'--workdir={tmp_path / "run"}', f'--data={data}')
     decoded = json.loads(done.stdout.splitlines()[-1])
     assert (decoded['wer'], decoded['words']) == (result['wer'], result['words'])
     hypotheses = pathlib.Path(decoded['output']).read_text()
     assert hypotheses == (tmp_path / 'run' / 'decode' / 'mmi-word' / 'text').read_text()
-
-
-def _kaldi_copy(config, folder):
-    """The test set once more, as a Kaldi data directory."""
-    from seqtrain.training import assembly
-
-    folder.mkdir()
-    lists = {'wav.scp': [], 'text': [], 'utt2spk': []}
-    for utterance in assembly.load_split(config, 'test'):
-        audio = folder / f'{utterance.id}.flac'
-        audio.write_bytes(utterance.audio)
-        lists['wav.scp'].append(f'{utterance.id} {audio}')
-        lists['text'].append(f'{utterance.id} {utterance.text}')
-        lists['utt2spk'].append(f'{utterance.id} {utterance.speaker}')
-    for name, lines in lists.items():
-        (folder / name).write_text('\n'.join(sorted(lines)) + '\n')
-    return folder
+    flags = [f'--workdir={tmp_path / "run"}', f'--data={data}', f'--out={tmp_path / "ali"}']
+    done = launch('launch/align.py', *flags)
+    assert json.loads(done.stdout.splitlines()[-1])['utterances'] == len(utterances)
+    assert len(list((tmp_path / 'ali' / 'textgrid').iterdir())) == len(utterances)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +90,11 @@ def test_wrong_flags_say_which(flags, message, tmp_path):
     assert message in done.stderr
 
 
-def test_decoding_an_empty_folder_says_to_train_first(tmp_path):
-    done = launch('launch/decode.py', f'--workdir={tmp_path}', f'--data={tmp_path}', check=False)
+@pytest.mark.parametrize('script', ['decode', 'align'])
+def test_an_empty_folder_says_to_train_first(script, tmp_path):
+    flags = [f'--workdir={tmp_path}', f'--data={tmp_path}']
+    flags += [f'--out={tmp_path / "out"}'] * (script == 'align')
+    done = launch(f'launch/{script}.py', *flags, check=False)
     assert done.returncode == 1
     assert 'Train first' in done.stderr
     assert 'Traceback' not in done.stderr

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from seqtrain.graphs import segments
-from seqtrain.training import align, assembly, experiment, monitor, recognizer, replay, start
+from seqtrain.training import (
+    align,
+    assembly,
+    decode,
+    experiment,
+    monitor,
+    recognizer,
+    replay,
+    start,
+)
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 TREE = {'graph__context': 'triphone', 'graph__num_tied': 60, 'graph__min_count': 8}
@@ -64,7 +73,7 @@ def test_a_resumed_run_has_the_same_graphs(tied_start, tmp_path):
     assert next(shapes) == next(shapes)
 
 
-def test_a_tied_run_from_recordings_to_the_report(make_config, tmp_path):
+def test_a_tied_run_from_recordings_to_decoding(make_config, kaldi_copy, tmp_path):
     config = make_config(**COUNTS, **SHORT, bootstrap__updates=2, sequence__updates=2)
     result = experiment.run(config, tmp_path, quiet=True)
     assert (result['updates'], result['mono']['updates']) == (4, 2)
@@ -72,6 +81,10 @@ def test_a_tied_run_from_recordings_to_the_report(make_config, tmp_path):
     assert [row.stage for row in rows] == ['ce-0', 'ce-0', 'mmi', 'mmi']
     assert max(row.metrics['row_sum'] for row in rows if row.stage == 'mmi') < 1e-4
     assert result['skipped'] == 0
+    data = kaldi_copy(assembly.load_split(config.data, 'test'), tmp_path / 'data')
+    assert decode.run(tmp_path, str(data))['errors'] == result['errors']
+    final = (tmp_path / 'decode' / 'mmi-word' / 'text').read_text()
+    assert (tmp_path / 'decode' / 'data' / 'text').read_text() == final
 
 
 def test_a_network_that_sees_less_may_find_the_first_alignments(make_config, tmp_path):
