@@ -6,7 +6,8 @@ The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data wher
 Other criteria and modes: --config.sequence.criterion=mmi --config.lattice.mode=epoch; from the end
 of another run, without a bootstrap: --config.start_from=DIR --config.bootstrap.rounds=0
 
-Measured, seed 0 (RESULTS.md): phone error rate 60.4 % after cross-entropy, 59.0 % after lattice sMBR.
+Measured, seed 0 (RESULTS.md): phone error rate 60.4 % after cross-entropy, 59.0 % after lattice
+sMBR.
 """
 
 from seqtrain.training import config as config_lib

@@ -200,6 +200,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part.leaky = 0.0
     part.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
     part.output_l2 = 1e-4
+    part.state_accuracy = False  # smbr: the right HMM state counts; False: the right pdf
     part.one_silence_class = True  # smbr, mpe: any silence is right where the reference is silent
     part.drop_frames = False  # mmi: no gradient where the reference is not in the lattice
     return part

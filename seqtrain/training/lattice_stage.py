@@ -119,6 +119,9 @@ def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> st
     return steps.SequenceConfig(
         **pick(config.sequence, *names),
         phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
+        state_of_pdf=tuple(topology.state_of_pdf().tolist())
+        if config.sequence.state_accuracy
+        else (),
         acoustic_scale=config.lattice.acoustic_scale if on_lattices(config) else 1.0,
         drop_below=outside if config.sequence.drop_frames else None,
     )

@@ -96,6 +96,8 @@ class SequenceConfig:
       criterion: 'mmi', 'smbr' (frames with the right pdf) or 'mpe' (right phones), on the shared
         denominator or on the batch's lattices.
       phone_of_pdf: the phone of every pdf, phone 0 silence; for `boost` and 'mpe'.
+      state_of_pdf: the HMM state of every pdf: 'smbr' counts frames in the right state, whether the
+        pdf is the one that enters it or loops, and whatever the context; empty: the right pdf.
       boost: b of boosted MMI; 0 is plain MMI.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
       ce_weight: λ of F-smoothing, L = L_sequence + λ·L_CE (Su et al. 2013), per frame.
@@ -107,6 +109,7 @@ class SequenceConfig:
 
     criterion: str = 'mmi'
     phone_of_pdf: tuple[int, ...] = ()
+    state_of_pdf: tuple[int, ...] = ()
     boost: float = 0.0
     leaky: float = 0.0
     ce_weight: float = 0.0
@@ -174,7 +177,8 @@ def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> loss
     common: dict[str, Any] = {'leaky': config.leaky, 'acoustic_scale': config.acoustic_scale}
     options = {'silence': silence, 'one_silence_class': config.one_silence_class, **common}
     if config.criterion == 'smbr':
-        return losses.smbr(logits, lengths, batch.labels, denominator, **options)
+        states = config.state_of_pdf or None
+        return losses.smbr(logits, lengths, batch.labels, denominator, states=states, **options)
     if config.criterion == 'mpe':
         return losses.mpe(logits, lengths, batch.labels, denominator, phones, **options)
     accuracy = None

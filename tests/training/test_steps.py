@@ -131,6 +131,18 @@ def test_every_criterion_has_zero_row_sums_and_a_descent_direction(setting, weig
     assert float(step(moved, batch, log_prior, den)[1]['loss']) < float(metrics['loss'])
 
 
+def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
+    network, params, batch, log_prior, den = setting
+    # The reference only loops, so that a frame which enters a state has the right state alone.
+    loops = np.array([TOPOLOGY.loop[phone][0] for phone in TOPOLOGY.phone_of_pdf()])
+    batch = dataclasses.replace(batch, labels=loops[batch.labels].astype(np.int32))
+    value = {}
+    for name, states in (('pdf', ()), ('state', tuple(TOPOLOGY.state_of_pdf().tolist()))):
+        step = sequence_step(network, criterion='smbr', state_of_pdf=states)
+        value[name] = float(step(params, batch, log_prior, den)[1]['value'])
+    assert 0 < value['pdf'] < value['state'] < 1
+
+
 @pytest.mark.parametrize(
     ('weights', 'message'),
     [({'criterion': 'mbr'}, 'choose mmi'), ({'criterion': 'mpe', 'boost': 0.1}, 'belongs to mmi')],
