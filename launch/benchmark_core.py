@@ -1,23 +1,28 @@
-"""Times the numeric core: loss and gradient of log_partition, for every backend present.
+"""Times the numeric core: loss and gradient of log_partition, and best paths, on every backend.
 
     python launch/benchmark_core.py --out=DIR [--graphs=wsj,200,2k,10k] [--batches=1,8,32,128]
-        [--frames=150,700] [--backends=xla,cpu] [--seconds=2]
+        [--frames=150,700] [--backends=xla,cpu] [--seconds=2] [--kernels=loss,viterbi]
 
 One thread: taskset -c 0 python launch/benchmark_core.py ... (XLA sizes its pool by the CPUs it
-may use). Writes DIR/benchmark_core.json and DIR/benchmark_core.png. For every case: median time,
-GFMA/s (2·A·B·T multiply-adds per call), peak memory of the process so far, and for the C++ core
-the fraction of this machine's own limit, which a loop with the same gathers, but without
-dependencies, reaches in the same run.
+may use). Every case runs in a process of its own. Writes DIR/benchmark_core.json and
+DIR/benchmark_core.png. For every case: median and least time of a call, its least processor time
+(all threads; it hardly changes when other programs use the machine), GFMA/s (2·A·B·T multiply-adds
+per call, A the arcs of the graph as packed, after states with the same future were merged), peak
+memory of its process, and for the C++ core the fraction of this machine's own limit: processor time
+of a loop with the same gathers, but without dependencies, over that of the call, in one process.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +39,10 @@ _BATCHES = flags.DEFINE_list('batches', ['1', '8', '32', '128'], 'Utterances per
 _FRAMES = flags.DEFINE_list('frames', ['150', '700'], 'Frames per utterance, T.')
 _BACKENDS = flags.DEFINE_list('backends', [], 'Backends; empty for all present.')
 _SECONDS = flags.DEFINE_float('seconds', 2.0, 'Time to spend on every case after compiling.')
+_KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'What to time.')
+_XLA_WORK = flags.DEFINE_float(
+    'xla_work', 1e9, 'Leaves out cases of the xla backend with more arcs times frames than this.'
+)
 _NUMERATORS = flags.DEFINE_bool('numerators', True, 'Also 32 numerators of about 450 states each.')
 _WSJ = flags.DEFINE_string(
     'wsj',
@@ -69,72 +78,114 @@ GRAPHS: dict[str, Callable[[], Fsa]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One measured case. Times in seconds; limit_s and fraction only for the C++ core."""
+class Case:
+    """What to time: a graph by name ('num32': 32 numerators), sizes, a backend and a kernel."""
 
     graph: str
-    states: int
-    arcs: int
-    pdfs: int
     batch: int
     frames: int
     backend: str
+    kernel: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured case. Times in seconds; limit_s and fraction only for the C++ core's loss.
+
+    states, arcs: of the graph as packed; of all graphs of a batch. peak_mib: of the case's process,
+    of which base_mib were there before its arrays and its program.
+    """
+
+    graph: str
+    batch: int
+    frames: int
+    backend: str
+    kernel: str
+    states: int
+    arcs: int
+    pdfs: int
     median_s: float
+    least_s: float
+    processor_s: float
     gfma_per_s: float
     peak_mib: float
-    limit_s: float | None = None
+    base_mib: float
+    limit_processor_s: float | None = None
     fraction_of_limit: float | None = None
 
 
-def median_time(function: Callable[[], object]) -> float:
-    """Median seconds of a call, after one that compiles."""
+def times(function: Callable[[], object], seconds: float) -> tuple[np.ndarray, float]:
+    """Seconds of calls, after one that compiles; and the least processor time of one."""
     jax.block_until_ready(function())
-    times: list[float] = []
+    taken: list[float] = []
+    worked: list[float] = []
     begin = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - begin < _SECONDS.value and len(times) < 50):
-        start = time.perf_counter()
+    while len(taken) < 3 or (time.perf_counter() - begin < seconds and len(taken) < 50):
+        start, work_start = time.perf_counter(), time.process_time()
         jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+        taken.append(time.perf_counter() - start)
+        worked.append(time.process_time() - work_start)
+    return np.array(taken), min(worked)
 
 
-def measure(name: str, graph: ops.Graph, batch: int, frames: int, backend: str, arcs: int) -> Row:
-    """Times loss and gradient of one case."""
-    pdfs = graph.num_pdfs
+def memory_mib(field: str) -> float:
+    """A field of this process's status: 'VmRSS' (now), 'VmHWM' (peak)."""
+    try:
+        status = pathlib.Path('/proc/self/status').read_text()
+    except OSError:  # not Linux: the peak is all there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = re.search(rf'{field}:\s+(\d+) kB', status)
+    assert found is not None, status
+    return int(found[1]) / 1024
+
+
+def packed(name: str) -> ops.Graph:
+    return numerators(32, 84) if name == 'num32' else ops.pack(GRAPHS[name]())
+
+
+def measure(case: Case, seconds: float, settings: list[str]) -> Row:
+    """Times one case; in a fresh process, to which `settings` bring the flags."""
+    flags.FLAGS(settings)
+    graph = packed(case.graph)
+    pdfs, batch, frames = graph.num_pdfs, case.batch, case.frames
+    base = memory_mib('VmRSS')
     rng = np.random.default_rng(1)
-    scores = jnp.asarray(rng.normal(size=(batch, frames, pdfs)), jnp.float32)
+    scores = jnp.asarray(rng.standard_normal((batch, frames, pdfs), np.float32))
     lengths = jnp.full(batch, frames, jnp.int32)
 
-    @jax.jit
-    def step(scores, graph):
-        def total(x):
-            return ops.log_partition(x, lengths, graph, backend=backend).sum()
+    def total(x, graph):
+        return ops.log_partition(x, lengths, graph, backend=case.backend).sum()
 
-        return jax.value_and_grad(total)(scores)
+    def best(x, graph):
+        return ops.viterbi(x, lengths, graph, backend=case.backend)
 
-    seconds = median_time(lambda: step(scores, graph))
+    step = jax.jit(jax.value_and_grad(total) if case.kernel == 'loss' else best)
+    taken, worked = times(lambda: step(scores, graph), seconds)
+    peak = memory_mib('VmHWM')
     limit = None
-    if backend == 'cpu' and not graph.batched:
+    if case.backend == 'cpu' and case.kernel == 'loss' and not graph.batched:
         bare = jax.jit(lambda g: cpu.gather_limit(g, batch, frames, pdfs))
-        limit = median_time(lambda: bare(graph))
+        limit = times(lambda: bare(graph), seconds)[1]
+    arcs = int(np.isfinite(graph.weight).sum())
+    work = 2 * arcs * frames * (1 if graph.batched else batch)
     return Row(
-        graph=name,
-        states=graph.num_states,
+        **dataclasses.asdict(case),
+        states=int(np.prod(graph.initial.shape)),
         arcs=arcs,
         pdfs=pdfs,
-        batch=batch,
-        frames=frames,
-        backend=backend,
-        median_s=seconds,
-        gfma_per_s=2 * arcs * frames * (1 if graph.batched else batch) / seconds / 1e9,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        limit_s=limit,
-        fraction_of_limit=limit / seconds if limit else None,
+        median_s=float(np.median(taken)),
+        least_s=float(taken.min()),
+        processor_s=worked,
+        gfma_per_s=work / float(np.median(taken)) / 1e9,
+        peak_mib=peak,
+        base_mib=base,
+        limit_processor_s=limit,
+        fraction_of_limit=limit / worked if limit else None,
     )
 
 
-def numerators(batch: int, pdfs: int) -> tuple[ops.Graph, int]:
-    """Left-to-right graphs of about 450 states with self loops and skips; and all their arcs."""
+def numerators(batch: int, pdfs: int) -> ops.Graph:
+    """Left-to-right graphs of about 450 states with self loops and skips."""
     fsas = []
     for seed in range(batch):
         rng = np.random.default_rng(seed)
@@ -145,37 +196,63 @@ def numerators(batch: int, pdfs: int) -> tuple[ops.Graph, int]:
         final = np.where(here > states // 4, 0.0, -np.inf)
         pdf = rng.integers(pdfs, size=states)[dst]
         fsas.append(Fsa(src, dst, pdf, np.full(len(src), -1.1), ends, final))
-    graphs = ops.pack_batch(fsas, num_pdfs=pdfs, device=jax.devices()[0])
-    return graphs, sum(f.num_arcs for f in fsas)
+    return ops.pack_batch(fsas, num_pdfs=pdfs, device=jax.devices()[0])
 
 
 def report(row: Row) -> None:
     share = f'{row.fraction_of_limit:6.0%}' if row.fraction_of_limit else '     -'
     print(
-        f'{row.graph:8s}B={row.batch:<4d}T={row.frames:<5d}{row.backend:5s}'
-        f'{row.median_s * 1e3:10.2f} ms {row.gfma_per_s:8.2f} GFMA/s {share} of the limit '
-        f'{row.peak_mib:7.0f} MiB',
+        f'{row.graph:8s}B={row.batch:<4d}T={row.frames:<5d}{row.kernel:8s}{row.backend:4s}'
+        f'{row.median_s * 1e3:10.2f} ms, least {row.least_s * 1e3:9.2f}, '
+        f'processor {row.processor_s * 1e3:9.2f} '
+        f'{row.gfma_per_s:8.2f} GFMA/s {share} of the limit {row.peak_mib:7.0f} MiB',
         flush=True,
     )
 
 
+def work(name: str, batch: int, frames: int) -> float:
+    """Arcs × utterances × frames."""
+    return GRAPHS[name]().num_arcs * batch * frames
+
+
+def measured(cases: list[Case], settings: list[str]) -> Iterator[Row]:
+    """Every case in a process of its own; they start from one that has the libraries loaded."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['jax', 'seqtrain.ops'])
+    for case in cases:
+        with context.Pool(1) as pool:
+            row = pool.apply(measure, (case, _SECONDS.value, settings))
+        report(row)
+        yield row
+
+
 def plot(rows: list[Row], path: pathlib.Path) -> None:
-    """GFMA/s over the batch size, one panel per graph and T."""
+    """Multiply-adds per second of one processor, over the batch size; dashed: the limit."""
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    panels = sorted({(r.graph, r.frames) for r in rows})
+    def rate(row: Row, seconds: float) -> float:
+        return row.gfma_per_s * row.median_s / seconds
+
+    panels = list(dict.fromkeys((r.graph, r.frames) for r in rows if r.graph != 'num32'))
+    lines = sorted({(r.backend, r.kernel) for r in rows})
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(3.2 * len(panels), 3), sharey=True, squeeze=False
     )
     for axis, (graph, frames) in zip(axes[0], panels, strict=True):
-        for backend in sorted({r.backend for r in rows}):
-            line = [r for r in rows if (r.graph, r.frames, r.backend) == (graph, frames, backend)]
-            axis.loglog([r.batch for r in line], [r.gfma_per_s for r in line], 'o-', label=backend)
+        here = [r for r in rows if (r.graph, r.frames) == (graph, frames)]
+        for backend, kernel in lines:
+            line = [r for r in here if (r.backend, r.kernel) == (backend, kernel)]
+            label = f'{backend} {kernel}'
+            axis.loglog(
+                [r.batch for r in line], [rate(r, r.processor_s) for r in line], 'o-', label=label
+            )
+        bound = [(r.batch, rate(r, r.limit_processor_s)) for r in here if r.limit_processor_s]
+        axis.loglog(*zip(*bound, strict=True), 'k--', label='limit') if bound else None
         axis.set(title=f'{graph}, T = {frames}', xlabel='utterances per batch')
-    axes[0][0].set_ylabel('GFMA/s')
+    axes[0][0].set_ylabel('GFMA/s of one processor')
     axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -184,23 +261,21 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
-    backends = _BACKENDS.value or list(ops.backends())
     if unknown := [name for name in _GRAPHS.value if name not in GRAPHS]:
         raise app.UsageError(f'Unknown graphs {unknown}; there are {list(GRAPHS)}.')
-    rows: list[Row] = []
-    for name in _GRAPHS.value:
-        fsa = GRAPHS[name]()
-        graph = ops.pack(fsa)
-        for frames in map(int, _FRAMES.value):
-            for batch in map(int, _BATCHES.value):
-                for backend in backends:
-                    rows.append(measure(name, graph, batch, frames, backend, fsa.num_arcs))
-                    report(rows[-1])
+    cases = [
+        Case(name, int(batch), int(frames), backend, kernel)
+        for name in _GRAPHS.value
+        for frames in _FRAMES.value
+        for batch in _BATCHES.value
+        for kernel in _KERNELS.value
+        for backend in _BACKENDS.value or ops.backends()
+        if backend != 'xla' or work(name, int(batch), int(frames)) <= _XLA_WORK.value
+    ]
     if _NUMERATORS.value:
-        for backend in backends:
-            graphs, arcs = numerators(32, 84)
-            rows.append(measure('num32', graphs, 32, 150, backend, arcs))
-            report(rows[-1])
+        backends = _BACKENDS.value or ops.backends()
+        cases += [Case('num32', 32, 150, b, k) for k in _KERNELS.value for b in backends]
+    rows = list(measured(cases, sys.argv))
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     machine = {

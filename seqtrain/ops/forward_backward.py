@@ -177,7 +177,7 @@ def sift(scores, lengths, graph: Graph, leaky: float):
     """
     valid = jnp.arange(scores.shape[1]) < lengths[:, None]
     clean, broken = cleaned(scores, valid)
-    hopeless = (lengths < graph.min_frames) & ~(leaky > 0)
+    hopeless = (lengths < graph.min_frames) & (leaky == 0)
     return clean, jnp.where(broken | hopeless, 0, lengths), broken, hopeless
 
 

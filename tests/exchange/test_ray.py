@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,7 +58,8 @@ except exchange.ExchangeError as error:
 
 @pytest.fixture(scope='module')
 def ray_here(tmp_path_factory):
-    # Unix sockets want short paths: not pytest's own folder.
+    # Unix sockets want short paths: not pytest's own folder. JAX may be at work already.
+    jax.block_until_ready(jax.numpy.zeros(1))
     ray_transport.start(num_cpus=4)
     yield ray_transport
     ray_transport.stop()

@@ -205,8 +205,10 @@ def outer_equations(jaxpr):
         yield equation
         if equation.primitive.name == 'pallas_call':
             continue
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from outer_equations(inner)
+        for parameter in jax.tree.leaves(equation.params):
+            inner = getattr(parameter, 'jaxpr', parameter)
+            if hasattr(inner, 'eqns'):
+                yield from outer_equations(inner)
 
 
 def chosen(backend, platforms, exporting=False):

@@ -24,6 +24,7 @@ import secrets
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,9 +73,12 @@ def start(
     if address is not None:
         _knock(address)
         options = {'address': address}
+    options['include_dashboard'] = False if address is None else None
     try:
-        ray.init(include_dashboard=False if address is None else None, log_to_driver=False,
-                 **options)  # fmt: skip
+        with warnings.catch_warnings():
+            # JAX warns of forks; Ray's children become other programs at once.
+            warnings.filterwarnings('ignore', r'os\.fork\(\) was called', RuntimeWarning)
+            ray.init(log_to_driver=False, **options)
     except (*_REFUSALS, ray.exceptions.RayError) as error:
         raise ExchangeError(
             f'Ray at {address or "this machine"} did not let us in, most likely for another '
