@@ -4,8 +4,10 @@ import contextlib
 import os
 import pathlib
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 
 from seqtrain import exchange
 from seqtrain.exchange import Policy, replay, rules
+from seqtrain.exchange.transport import cluster
 from seqtrain.exchange.transport import ray as ray_transport
 
 START = {'w': np.zeros(6, np.float32)}
@@ -41,6 +44,45 @@ def test_a_wrong_address_gets_one_sentence_at_once():
         with pytest.raises(exchange.ExchangeError, match='Nobody answers'):
             ray_transport.start(address)
     assert time.monotonic() - started < 30
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """A port where somebody says `answer` to whatever comes."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(answer)
+            self.rfile.read()  # until the caller hangs up
+
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f'127.0.0.1:{server.server_address[1]}'
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize('answer', [b'', b'HTTP/1.0 400 Bad request\r\n\r\n'])
+def test_an_address_where_somebody_else_listens_is_not_waited_for(answer, monkeypatch):
+    monkeypatch.setattr(cluster, 'CONNECT_S', 0.2)
+    with answering(answer) as address, pytest.raises(exchange.ExchangeError, match='as Ray would'):
+        ray_transport.start(address)
+
+
+def test_a_cluster_that_asks_for_no_token_is_not_joined():
+    settings = cluster._frame(cluster._SETTINGS, 0, 0)
+    head = cluster._frame(cluster._HEADERS, cluster._END_HEADERS, 1)
+    told = cluster._frame(cluster._DATA, 0, 1, b'the id')
+    with answering(settings + head + told) as address:
+        with pytest.raises(exchange.ExchangeError, match='RAY_AUTH_MODE=token'):
+            ray_transport.start(address)
+        assert cluster._knock(address)
+    refused = cluster._frame(cluster._HEADERS, cluster._END_HEADERS | cluster._END_STREAM, 1)
+    with answering(settings + refused) as address:
+        assert not cluster._knock(address)
 
 
 WRONG_TOKEN = """
@@ -173,12 +215,14 @@ def test_a_shard_without_a_directory_that_dies_is_said_to_be_gone(ray_here):
 
 
 @pytest.mark.slow
-def test_a_wrong_token_gets_one_sentence_within_half_a_minute(ray_here):
+@pytest.mark.parametrize('token', ['not-the-right-one' * 2, None], ids=['wrong', 'none'])
+def test_without_the_right_token_nobody_gets_in(ray_here, token, tmp_path):
     import ray
 
-    env = {k: v for k, v in os.environ.items() if not k.startswith('RAY_')}
-    env['RAY_AUTH_TOKEN'] = 'not-the-right-one' * 2
     address = ray.get_runtime_context().gcs_address
+    assert not cluster._knock(address)  # not even a question is answered
+    env = {k: v for k, v in os.environ.items() if not k.startswith('RAY_')}
+    env |= {'HOME': str(tmp_path)} | ({'RAY_AUTH_TOKEN': token} if token else {})
     done = subprocess.run(
         [sys.executable, '-c', WRONG_TOKEN, address], env=env, capture_output=True, text=True
     )

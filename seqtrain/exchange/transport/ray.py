@@ -15,16 +15,10 @@ pickle between its processes; token authentication is therefore on unless it is 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import os
-import pathlib
-import secrets
-import socket
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,83 +30,11 @@ from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.store import RuleLike, shard_rule
+from seqtrain.exchange.transport.cluster import start, stop
 from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
-CONNECT_S = 5.0
-_REFUSALS = (ConnectionError, RuntimeError, ValueError, TimeoutError)
 HOST_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-
-
-def start(
-    address: str | None = None,
-    *,
-    num_cpus: int | None = None,
-    temp_dir: str | None = None,
-    authenticate: bool = True,
-) -> None:
-    """Starts Ray on this machine, or joins a running cluster.
-
-    Args:
-      address: 'HOST:PORT' of the head node; None starts Ray here, for this program only.
-      num_cpus: what Ray shall believe this machine has (address=None only).
-      temp_dir: Ray's own files (address=None only).
-      authenticate: token authentication. A cluster must have been started with
-        RAY_AUTH_MODE=token and the same token: RAY_AUTH_TOKEN, or a file of mode 600 that
-        RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token.
-
-    Raises:
-      ExchangeError: no Ray, nobody at the address, or another token; one sentence, within 30 s.
-    """
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    os.environ['RAY_AUTH_MODE'] = 'token' if authenticate else 'disabled'
-    if authenticate and address is None:
-        _make_token()
-    ray = load_ray()
-    options: dict[str, Any] = {'address': 'local', 'num_cpus': num_cpus, '_temp_dir': temp_dir}
-    if address is not None:
-        _knock(address)
-        options = {'address': address}
-    options['include_dashboard'] = False if address is None else None
-    try:
-        with warnings.catch_warnings():
-            # JAX warns of forks; Ray's children become other programs at once.
-            warnings.filterwarnings('ignore', r'os\.fork\(\) was called', RuntimeWarning)
-            ray.init(log_to_driver=False, **options)
-    except (*_REFUSALS, ray.exceptions.RayError) as error:
-        raise ExchangeError(
-            f'Ray at {address or "this machine"} did not let us in, most likely for another '
-            'token, or none: start the cluster with RAY_AUTH_MODE=token and use its token here '
-            f'(RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH). Ray says: {str(error)[:300]}'
-        ) from error
-
-
-def stop() -> None:
-    """Lets go of Ray; a Ray that `start` began ends."""
-    load_ray().shutdown()
-
-
-def _make_token() -> None:
-    """A fresh token for a Ray of our own, in a file that only this user can read."""
-    if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & os.environ.keys():
-        return
-    handle, path = tempfile.mkstemp(prefix='seqtrain-ray-token-')  # mode 600
-    with os.fdopen(handle, 'w') as file:
-        file.write(secrets.token_hex(32))
-    os.environ['RAY_AUTH_TOKEN_PATH'] = path
-    atexit.register(lambda: pathlib.Path(path).unlink(missing_ok=True))
-
-
-def _knock(address: str) -> None:
-    """Raises at once where nobody listens; Ray itself would try for long."""
-    host, _, port = address.rpartition(':')
-    try:
-        socket.create_connection((host, int(port)), CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise ExchangeError(
-            f'Nobody answers at {address!r} ({error}); give the HOST:PORT that `ray start --head` '
-            'printed.'
-        ) from error
 
 
 class RayEndpoint:
