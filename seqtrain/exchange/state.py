@@ -4,16 +4,29 @@ No thread, no clock, no socket: messages (and the time, for the log) come in, re
 `handle` is the only thing that changes anything. Shells (`transport/`), the simulator and the
 replay all drive this same object.
 
-What a shard holds, and which message may change it:
+What a shard holds, and who may change it (messages through `handle`; `set_rule` and `restore` are
+for the one who runs the server, between messages; nobody else writes to any of it):
 
     part        what it is                                    changed by
     store       values, the rule's state, version             an applied push; set_rule, restore
     generation  how often the shard has restarted             restore
-    members     who has joined; last seq, versions read       Join, Leave, Pull, Push
-    gone        who left: rounds do not wait for them         Join, Leave
-    tickets     who may push from where (see `Tickets`)       Pull, Push, Leave
-    pending     pushes that wait for their turn               Push, Leave, settling
-    waiting     pulls that wait for their turn                Pull, Leave, settling
+    members     who has joined; last seq, versions read       Join, Leave, Pull, Push; restore
+    gone        who left: rounds do not wait for them         Join, Leave; restore
+    tickets     who may push from where (see `Tickets`)       Pull, Push, Leave; restore
+    pending     pushes that wait for their turn               Push, Leave, settling; restore
+    waiting     pulls that wait for their turn                Pull, Leave, settling; restore
+
+    a replica is  that is                                     and becomes
+    unknown       the shard never heard of it; rounds wait    present by Join, gone by Leave
+    present       its pulls and pushes are taken              gone by Leave, away by restore
+    gone          it left, or its lease ran out               present by Join
+    away          the shard restarted; rounds wait            present by Join, gone by Leave
+
+    message  of a replica that is  is answered by             or refused (`Reason`) because
+    Join     anything              Params, at once            it is none of this run, or replaced
+    Pull     present               Params, when it may be     it has not joined, or is replaced
+    Push     present               Ack, when it is applied    see `refusals`
+    Leave    not gone              nothing                    (one of an earlier life is ignored)
 
 After every message the shard settles: it applies the pending pushes that may be applied and then
 serves the waiting pulls that may be served, until neither moves. (A Join is answered at once; it
@@ -36,13 +49,13 @@ A refused message leaves values, optimiser state and version untouched, always.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from seqtrain.exchange import invariants, refusals
+from seqtrain.exchange import invariants, members, refusals
+from seqtrain.exchange.members import Member
 from seqtrain.exchange.messages import (
     Ack,
     Event,
@@ -63,21 +76,6 @@ from seqtrain.exchange.update import apply_round, decoded
 
 KEPT_PULLS = 8
 """Versions per replica from which it may still push, where a rule needs their values."""
-
-
-@dataclasses.dataclass
-class Member:
-    """A replica: the last seq seen, the versions it may still push from, whether it is here.
-
-    `step_s` is its last reported time per local step, 0 where unknown; `life` is the one that
-    joined last.
-    """
-
-    seq: int = -1
-    reading: list[int] = dataclasses.field(default_factory=list)
-    present: bool = True
-    step_s: float = 0.0
-    life: int = 0
 
 
 class ShardState:
@@ -191,14 +189,18 @@ class ShardState:
         self.pending[push.worker] = push
 
     def _leave(self, message: Leave) -> None:
-        member = self.members.get(message.worker)
-        if member is None or not member.present or message.life not in (-1, member.life):
+        """Also for who has not joined (yet, or again): rounds wait for it no longer."""
+        worker = message.worker
+        if worker in self.gone or not 0 <= worker < self.policy.num_workers:
             return
-        self._turn_away(Reason.NOT_JOINED, message.worker)
-        self._forget(message.worker)
+        member = self.members.setdefault(worker, Member(present=False))
+        if message.life not in (-1, member.life):
+            return
+        self._turn_away(Reason.NOT_JOINED, worker)
+        self._forget(worker)
         member.present = False
-        self.gone.add(message.worker)
-        self._log('left', message.worker)
+        self.gone.add(worker)
+        self._log('left', worker)
 
     def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
         """Answers what still waits, of one replica or of all, so that nobody waits for ever."""
@@ -288,14 +290,9 @@ class ShardState:
             reading.append(self.version)
             del reading[:-KEPT_PULLS]
         stamp = (worker, self.version, self.store.read(), self.generation)
-        self._replies.append(Params(*stamp, self.members[worker].seq, self._speed(worker)))
-
-    def _speed(self, worker: int) -> float:
-        """This replica's speed over the fastest one's (DyLU; Liu et al. 2024), 1 if unknown."""
-        own = self.members[worker].step_s
-        if own <= 0:
-            return 1.0
-        return min(m.step_s for m in self.members.values() if m.present and m.step_s > 0) / own
+        self._replies.append(
+            Params(*stamp, self.members[worker].seq, members.speed(self.members, worker))
+        )
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""
@@ -353,9 +350,8 @@ class ShardState:
         meta = {
             'version': self.version,
             'generation': self.generation,
-            'seqs': {str(worker): member.seq for worker, member in self.members.items()},
             'gone': sorted(self.gone),
-        }
+        } | members.kept(self.members)
         return {'arrays': self.store.snapshot(), 'meta': meta}
 
     def restore(self, snapshot: dict[str, Any], now: float = 0.0) -> list[Reply]:
@@ -374,7 +370,7 @@ class ShardState:
         self.generation = max(self.generation, int(meta['generation'])) + 1
         self.pending, self.waiting = {}, {}
         self.gone = {int(worker) for worker in meta['gone']}
-        self.members = {int(w): Member(int(s), present=False) for w, s in meta['seqs'].items()}
+        self.members = members.away(meta)
         self.tickets = Tickets(self.tickets.bound)
         self._log('restored')
         return self._replies

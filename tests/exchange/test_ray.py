@@ -1,6 +1,7 @@
 """The `ray` transport with real processes. Slow (Ray takes seconds to start); quick parts first."""
 
 import contextlib
+import json
 import os
 import pathlib
 import socket
@@ -135,6 +136,9 @@ def test_a_run_over_processes_survives_a_killed_shard_and_replays(ray_here, tmp_
         shards = server.partition.split(server.params().params)
         for store, values in zip(stores, shards, strict=True):
             np.testing.assert_array_equal(store.values, values)
+    for shard, number in enumerate(versions.numbers):  # the clean stop kept what was acknowledged
+        with np.load(tmp_path / f'shard-{shard}.npz', allow_pickle=False) as saved:
+            assert json.loads(saved['meta'].tobytes())['version'] == number
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ async def call(shard, message):
 
 async def dying(shard):
     """What the operating system does to a process that dies: its files are closed, no more."""
-    await shard.close()
+    shard._log.close()
 
 
 def host(directory=None, policy=None, **options):
@@ -81,15 +81,41 @@ def test_a_crash_loses_at_most_a_checkpoint_interval_and_starts_a_new_generation
     assert sum(e.kind == 'applied' for e in events) == 9
 
 
+@pytest.mark.parametrize('how', ['a lease that runs out', 'expire', 'a push'])
+def test_whatever_made_a_version_counts_towards_the_next_checkpoint(tmp_path, how):
+    """Every second version of a round of two is saved, also where a round is made by a leave."""
+
+    async def run():
+        policy = Policy(mode='sync', num_workers=2)
+        shard = host(str(tmp_path), policy, checkpoint_every=2, lease_s=0.05)
+        for worker in range(2):
+            await call(shard, Join(worker))
+        await asyncio.gather(call(shard, push(0, 0, 0)), call(shard, push(1, 0, 0)))
+        second = asyncio.ensure_future(call(shard, push(0, 1, 1)))
+        await asyncio.sleep(0)
+        if how == 'a push':
+            await call(shard, push(1, 1, 1))
+        elif how == 'expire':
+            await shard.expire(1)
+        assert (await second).version == 2
+        await dying(shard)
+        again = host(str(tmp_path), policy)
+        await dying(again)
+        return await again.read()
+
+    assert asyncio.run(run()).version == 2
+
+
 def test_what_was_acknowledged_survives_a_clean_stop(tmp_path):
     async def run():
         shard = host(str(tmp_path), checkpoint_every=1000)
         await call(shard, Join(0))
         for seq in range(3):
             await call(shard, push(0, seq, seq))
-        await shard.snapshot()
         values = (await shard.read()).values.copy()
-        await dying(shard)
+        await shard.close()
+        late = await call(shard, push(0, 3, 3))
+        assert late.reason is Reason.CLOSED
         again = host(str(tmp_path))
         await dying(again)
         return values, await again.read()
@@ -112,6 +138,27 @@ def test_the_silent_lose_their_lease_and_those_who_wait_do_not():
     asyncio.run(run())
 
 
+def test_who_does_not_come_back_after_a_crash_loses_its_lease_too(tmp_path):
+    policy = Policy(mode='sync', num_workers=2)
+
+    async def before():
+        shard = host(str(tmp_path), policy)
+        for worker in range(2):
+            await call(shard, Join(worker))
+        await shard.snapshot()
+        await dying(shard)
+
+    async def after():
+        shard = host(str(tmp_path), policy, lease_s=0.05)
+        await call(shard, Join(0))
+        ack = await asyncio.wait_for(call(shard, push(0, 0, 0, generation=1)), 5)
+        assert isinstance(ack, Ack)
+        await shard.close()
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
 def test_checkpoints_are_never_pickles(tmp_path):
     async def run():
         shard = host(str(tmp_path))
@@ -121,6 +168,21 @@ def test_checkpoints_are_never_pickles(tmp_path):
     asyncio.run(run())
     with np.load(tmp_path / 'shard-0.npz', allow_pickle=False) as saved:
         assert {'values', 'meta', 'opt_state_0'} <= set(saved.files)
+
+
+def test_a_clean_stop_tells_those_who_wait():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2))
+        for worker in range(2):
+            await call(shard, Join(worker))
+        waiting = asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)]))
+        await asyncio.sleep(0)
+        await shard.close()
+        await shard.close()  # again changes nothing
+        assert [reply.reason for reply in await waiting] == [Reason.CLOSED] * 2
+        assert (await shard.read()).version == 0
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize('lease_s', [None, 10.0])

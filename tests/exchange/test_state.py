@@ -1,8 +1,10 @@
 """`ShardState`, message by message: refusals, rounds, bounds, leases, restarts. No threads."""
 
+import copy
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,20 +50,29 @@ BAD = {
 }
 
 
+def parts(state):
+    """Everything that a shard holds, as far as it can be compared."""
+    own = (state.generation, state.members, state.gone, state.pending, state.waiting)
+    arrays = (state.store.values, *jax.tree.leaves(state.store.opt_state))
+    tickets = state.tickets._out
+    return copy.deepcopy((state.version, own, tickets)), [id(array) for array in arrays]
+
+
+@pytest.mark.parametrize('policy', [{}, {'max_staleness': 1}, {'mode': 'sync', 'quorum': 1}])
 @pytest.mark.parametrize('reason', BAD, ids=lambda reason: reason.name)
-def test_bad_pushes_are_refused_with_a_sentence_and_change_nothing(reason):
-    state = make(num_workers=2)
+def test_bad_pushes_are_refused_with_a_sentence_and_change_nothing(reason, policy):
+    state = ShardState(Store(np.zeros(2), rules.adam(1.0)), Policy(num_workers=2, **policy))
     state.handle(Join(0))
+    state.handle(Pull(0))
     state.handle(push(0, 0, 0))
-    before = (state.version, state.store.values, state.store.opt_state)
+    before = parts(state)
     bad = dataclasses.replace(push(0, 1, 1), **BAD[reason])
     (reply,) = state.handle(bad)
     assert isinstance(reply, Reject)
     assert reply.reason is reason
     assert reply.seq == bad.seq
     assert re.search(r'[Pp]ush \d+ of replica \d', reply.text)
-    after = (state.version, state.store.values, state.store.opt_state)
-    assert all(a is b for a, b in zip(before, after, strict=True))
+    assert parts(state) == before
     (ack,) = state.handle(push(0, 1, 1))
     assert isinstance(ack, Ack)
 
@@ -201,6 +212,33 @@ def test_a_round_goes_on_without_those_who_left():
     state.handle(push(0, 1, 1))
     assert state.handle(push(1, 1, 1)) == []
     assert len(state.handle(push(2, 0, 1))) == 3
+
+
+def test_a_round_does_not_wait_for_who_never_came_or_did_not_come_back():
+    state = make(mode='sync', num_workers=3)
+    for worker in (0, 1):
+        state.handle(Join(worker))
+    state.handle(push(0, 0, 0))
+    state.handle(push(1, 0, 0))
+    assert kinds(state.handle(Leave(2))) == [(Ack, 0), (Ack, 1)]  # it failed before it joined
+    state.restore(state.snapshot())
+    state.handle(Join(0))
+    assert state.handle(push(0, 1, 1, generation=1)) == []
+    assert kinds(state.handle(Leave(1))) == [(Ack, 0)]  # it died while the shard was away
+    assert state.handle(Leave(7)) == []
+    state.check()
+    state.handle(Join(2))
+    state.handle(push(0, 2, 2, generation=1))
+    assert len(state.handle(push(2, 0, 2, generation=1))) == 2
+
+
+def test_a_restarted_shard_knows_which_life_a_replica_is_in():
+    state = make(num_workers=1)
+    state.handle(Join(0, life=2))
+    state.restore(state.snapshot())
+    (reply,) = state.handle(Join(0, fresh=False, life=1))
+    assert reply.reason is Reason.REPLACED
+    assert kinds(state.handle(Join(0, fresh=False, life=2))) == [(Params, 0)]
 
 
 def test_a_paused_replica_learns_that_its_lease_ran_out():

@@ -34,6 +34,8 @@ from seqtrain.exchange.transport.cluster import start, stop
 from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
+CLOSE_S = 30.0
+"""How long shards may take to write their last checkpoints."""
 HOST_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 
@@ -127,6 +129,7 @@ class RayServer:
     ):
         ray = load_ray()
         self._watcher: Watcher | None = None
+        self._closed = False
         self.policy = policy or Policy()
         self.partition = Partition.make(params, num_shards)
         host = ray.remote(_ShardProcess).options(
@@ -232,13 +235,18 @@ class RayServer:
         load_ray().kill(self._actors[shard], no_restart=False)
 
     def close(self) -> None:
-        """Ends the shards' processes. Idempotent. Take a `snapshot` first to keep their state."""
+        """Ends the shards' processes; what they acknowledged is in the directory. Idempotent."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.close()
-        for actor in [*self._actors, self._book]:
-            with contextlib.suppress(Exception):  # Ray may be gone already
-                load_ray().kill(actor)
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(Exception):  # Ray may be gone already
+            ray, calls = load_ray(), [actor.close.remote() for actor in self._actors]
+            ray.wait(calls, num_returns=len(calls), timeout=CLOSE_S)
+            for actor in [*self._actors, self._book]:
+                ray.kill(actor)
 
     def __enter__(self) -> RayServer:
         return self

@@ -21,7 +21,7 @@ import optax
 
 from seqtrain.exchange.courier import answers
 from seqtrain.exchange.eventlog import EventLog
-from seqtrain.exchange.messages import Event, Leave, Message, Params, Reply
+from seqtrain.exchange.messages import Event, Leave, Message, Params, Push, Reason, Reject, Reply
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.state import ShardState
 from seqtrain.exchange.store import Store
@@ -65,6 +65,7 @@ class ShardHost:
         self._heard_s: dict[int, float] = {}
         self._lease_task: asyncio.Task | None = None
         self._rule_number, self._later_rule = 0, later_rule
+        self._saved_version, self._closed = 0, False
         with contextlib.ExitStack() as failed:
             if self._log is not None:
                 failed.callback(self._log.close)
@@ -77,7 +78,7 @@ class ShardHost:
             return
         generation = self._files.next_generation()
         if generation == 0:
-            self._files.save(self._snapshot())
+            self._save()
             return
         snapshot = self._files.load()
         snapshot['meta']['generation'] = generation - 1
@@ -87,6 +88,8 @@ class ShardHost:
             assert self._later_rule is not None
             self._state.store.set_rule(self._later_rule(self._rule_number))
         self._state.restore(snapshot, self._now())
+        self._saved_version = self._state.version
+        self._heard_s = dict.fromkeys(self._state.members, time.monotonic())  # leases begin anew
 
     # -- for replicas -----------------------------------------------------------------------
 
@@ -97,22 +100,28 @@ class ShardHost:
         """
         if self._lease_s is not None and self._lease_task is None:
             self._lease_task = asyncio.get_running_loop().create_task(self._expire_silent())
-        before = self._state.version
         answers_due = [self._take(message) for message in messages]
-        if self._files and self._state.version // self._every > before // self._every:
-            self._files.save(self._snapshot())
         return [await future for future in answers_due if future is not None]
 
     def _take(self, message: Message) -> asyncio.Future | None:
         self._heard_s[message.worker] = time.monotonic()
         if isinstance(message, Leave):
             self._heard_s.pop(message.worker, None)
-            self._deliver(self._state.handle(message, self._now()))
+            self._handle(message)
             return None
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(message.worker, []).append((message, future))
-        self._deliver(self._state.handle(message, self._now()))
+        self._handle(message)
         return future
+
+    def _handle(self, message: Message) -> None:
+        """The state machine's turn; a checkpoint that is due is written before anybody hears."""
+        if self._closed:
+            self._deliver([_closed(message)])
+            return
+        self._deliver(self._state.handle(message, self._now()))
+        if self._files and self._state.version - self._saved_version >= self._every:
+            self._save()
 
     def _deliver(self, replies: list[Reply]) -> None:
         """Hands replies to the calls that wait for them; replies nobody waits for are dropped."""
@@ -134,7 +143,7 @@ class ShardHost:
                 waits = bool(self._waiting.get(worker))
                 if not waits and time.monotonic() - heard_s > self._lease_s:
                     del self._heard_s[worker]
-                    self._deliver(self._state.handle(Leave(worker), self._now()))
+                    self._handle(Leave(worker))
 
     # -- for the one who runs the server ----------------------------------------------------
 
@@ -149,7 +158,7 @@ class ShardHost:
 
     async def expire(self, worker: int) -> None:
         """Takes a replica to have left."""
-        self._deliver(self._state.handle(Leave(worker), self._now()))
+        self._handle(Leave(worker))
 
     async def set_rule(
         self, rule: optax.GradientTransformation, keep_state: bool, note: str, number: int
@@ -168,17 +177,14 @@ class ShardHost:
 
     async def snapshot(self) -> dict[str, Any]:
         """The shard's snapshot; also written to the directory."""
-        snapshot = self._snapshot()
-        if self._files:
-            self._files.save(snapshot)
-        return snapshot
+        return self._save()
 
     async def restore(self, snapshot: dict[str, Any]) -> None:
         """Goes back to a snapshot, for good: a crash after it comes back to it too."""
         self._deliver(self._state.restore(snapshot, self._now()))
         if self._files:
             self._files.write_generation(self._state.generation)
-            self._files.save(self._snapshot())
+        self._save()
 
     async def events(self, since: int = 0) -> tuple[int, list[Event]]:
         """(process id, this process's events from number `since` on)."""
@@ -189,15 +195,25 @@ class ShardHost:
         self._state.check()
 
     async def close(self) -> None:
-        """Closes the log; the checkpoint is as it was (take a `snapshot` first to keep all)."""
+        """A clean stop: refuses what still waits or comes, keeps all that was acknowledged."""
+        if self._closed:
+            return
+        self._closed = True
         if self._lease_task is not None:
             self._lease_task.cancel()
+        waiting = [message for calls in self._waiting.values() for message, _ in calls]
+        self._deliver([_closed(message) for message in waiting])
+        self._save()
         if self._log is not None:
             self._log.close()
 
-    def _snapshot(self) -> dict[str, Any]:
+    def _save(self) -> dict[str, Any]:
+        """The snapshot, also as the checkpoint that a crash comes back to."""
         snapshot = self._state.snapshot()
         snapshot['meta'] |= {'rule': self._rule_number, 'start_s': self._start_s}
+        if self._files:
+            self._files.save(snapshot)
+            self._saved_version = self._state.version
         return snapshot
 
     def _now(self) -> float:
@@ -207,6 +223,12 @@ class ShardHost:
         self._events.append(event)
         if self._log is not None:
             self._log.append(event)
+
+
+def _closed(message: Message) -> Reject:
+    seq = message.seq if isinstance(message, Push) else -1
+    text = 'The server is closed; close the clients before the server.'
+    return Reject(message.worker, Reason.CLOSED, text, seq)
 
 
 class _Files:

@@ -1,0 +1,47 @@
+"""What a shard knows of its replicas, one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass
+class Member:
+    """A replica: the last seq seen, the versions it may still push from, whether it is here.
+
+    `step_s` is its last reported time per local step, 0 where unknown; `life` is the one that
+    joined last.
+    """
+
+    seq: int = -1
+    reading: list[int] = dataclasses.field(default_factory=list)
+    present: bool = True
+    step_s: float = 0.0
+    life: int = 0
+
+
+def speed(members: Mapping[int, Member], worker: int) -> float:
+    """A replica's speed over the fastest one's (DyLU; Liu et al. 2024), 1 if unknown."""
+    own = members[worker].step_s
+    if own <= 0:
+        return 1.0
+    return min(m.step_s for m in members.values() if m.present and m.step_s > 0) / own
+
+
+def kept(members: Mapping[int, Member]) -> dict[str, dict[str, int]]:
+    """What of them a checkpoint keeps: so that nothing is applied twice, nobody comes back."""
+    return {
+        'seqs': {str(worker): member.seq for worker, member in members.items()},
+        'lives': {str(worker): member.life for worker, member in members.items()},
+    }
+
+
+def away(meta: Mapping[str, Any]) -> dict[int, Member]:
+    """The members of a shard that restarted from such a checkpoint: known, but not here."""
+    lives = meta.get('lives', {})
+    return {
+        int(worker): Member(int(seq), present=False, life=int(lives.get(worker, 0)))
+        for worker, seq in meta['seqs'].items()
+    }
