@@ -231,8 +231,8 @@ class Courier:
             if isinstance(reply, Ack):
                 self.stats.applied += 1
                 self.stats.staleness_sum += reply.staleness
-            elif isinstance(reply, Reject) and reply.seq >= 0 and reply.reason != Reason.DUPLICATE:
-                self._note_rejection(reply)  # (a duplicate is our own retry: one copy was taken)
+            elif isinstance(reply, Reject) and reply.seq >= 0:
+                self._note_rejection(reply)
                 if reply.reason in (Reason.NOT_JOINED, Reason.GENERATION):
                     lost.append(shard)
         self._join_again(lost)
@@ -302,6 +302,9 @@ class Courier:
     def _note_rejection(self, reply: Reject) -> None:
         if reply.reason in (Reason.CLOSED, Reason.UNKNOWN_WORKER, Reason.REPLACED):
             raise ExchangeError(reply.text)
+        if reply.reason is Reason.DUPLICATE:  # our own retry: one copy of it was taken
+            logger.info('Replica %d: %s', self.worker, reply.text)
+            return
         logger.warning('Replica %d: %s', self.worker, reply.text)
         self.rejections.append(reply)
         self.stats.rejected += 1

@@ -143,23 +143,6 @@ def test_frame_weights_make_a_round_equal_to_one_large_batch():
     np.testing.assert_allclose(state.store.values, [-(10 * 3.0 + 30 * -1.0) / 40])
 
 
-def test_a_rejected_push_reaches_the_replicas_log_and_changes_nothing(caplog):
-    with (
-        exchange.LocalServer(zeros_like(TREE), 2, rules.sgd(1.0)) as server,
-        server.connect(0) as client,
-    ):
-        params, versions = client.latest()
-        bad = ones_like(params)
-        bad['bias'][1] = np.nan
-        client.push(bad, versions)
-        client.flush()
-        assert client.stats().rejected == 1  # only the shard that got the NaN
-        assert client.rejections[0].reason is exchange.Reason.NON_FINITE
-        assert 'NaN' in caplog.text
-        assert sorted(server.params().versions.numbers) == [0, 1]
-        client.push(ones_like(params), client.latest().versions)
-
-
 def test_an_error_in_the_thread_is_raised_at_the_next_call():
     with exchange.LocalServer(zeros_like(TREE), 2, rules.sgd(1.0)) as server:
         client = server.connect(0)
@@ -173,15 +156,6 @@ def test_an_error_in_the_thread_is_raised_at_the_next_call():
             client.close()
         with pytest.raises(exchange.ExchangeError, match='closed'):
             client.poll()
-
-
-def test_an_unknown_worker_is_told_what_to_do():
-    with exchange.LocalServer(TREE, 1, rules.sgd(1.0), Policy(num_workers=2)) as server:
-        client = server.connect(2)
-        with pytest.raises(exchange.ExchangeError, match='raise num_workers'):
-            client.latest()
-        with pytest.raises(exchange.ExchangeError, match='raise num_workers'):
-            client.close()
 
 
 def test_numpy_updates_are_copied_and_pulled_trees_are_owned():

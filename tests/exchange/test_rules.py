@@ -5,6 +5,8 @@ A script is a list of (base version, update); the expected values are those afte
 worker of a push is its place in the script; all workers pull where their base version is reached.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -277,25 +279,42 @@ def test_a_shard_keeps_old_values_only_for_rules_that_want_them():
             assert 'no longer kept' in reply.text
 
 
-@pytest.mark.parametrize(
-    'rule',
-    [
-        rules.sgd(0.1, 0.9),
-        rules.adam(0.1),
-        rules.downpour_adagrad(0.1),
-        rules.dc_asgd(0.1),
-        rules.dc_asgd_adaptive(0.1),
-        rules.cgad(0.1, 0.5, 4.0),
-        rules.delayed_nesterov(0.1, 3),
-        rules.momentum_lookahead(0.1),
-        rules.heloco(0.1, 0.9, **HELOCO),
-        rules.averaging(4),
-        rules.block_momentum(0.5),
-        rules.scale_by_frames(),
-        rules.drop_stale(rules.adam(0.1), 2),
-    ],
-)
-def test_a_zero_update_from_the_start_moves_nothing(rule):
-    got = trace(rule, [1, -2, 3], [(0, [0, 0, 0])] * 3)
+MADE = {
+    'sgd': rules.sgd(0.1, 0.9),
+    'adam': rules.adam(0.1),
+    'downpour_adagrad': rules.downpour_adagrad(0.1),
+    'dc_asgd': rules.dc_asgd(0.1),
+    'dc_asgd_adaptive': rules.dc_asgd_adaptive(0.1),
+    'compensate_delay': rules.compensate_delay(),
+    'compensate_delay_adaptively': rules.compensate_delay_adaptively(),
+    'cgad': rules.cgad(0.1, 0.5, 4.0),
+    'gate_by_age': rules.gate_by_age(0.5, 4.0),
+    'delayed_nesterov': rules.delayed_nesterov(0.1, 3),
+    'momentum_lookahead': rules.momentum_lookahead(0.1),
+    'heloco': rules.heloco(0.1, 0.9, **HELOCO),
+    'averaging': rules.averaging(4),
+    'block_momentum': rules.block_momentum(0.5),
+    'easgd': rules.easgd(0.5),
+    'scale_by_frames': rules.scale_by_frames(),
+    'scale_by_staleness': rules.scale_by_staleness(),
+    'drop_stale': rules.drop_stale(rules.adam(0.1), 2),
+}
+NO_RULES = {'BaseParamsNeeded', 'Rule', 'chain', 'step', 'elastic_pull'}
+
+
+@pytest.mark.parametrize('name', sorted(MADE.keys() - {'easgd'}))  # it takes values
+def test_a_zero_update_from_the_start_moves_nothing(name):
+    got = trace(MADE[name], [1, -2, 3], [(0, [0, 0, 0])] * 3)
     np.testing.assert_array_equal(got, [[1, -2, 3]] * 3)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize('name', sorted(set(rules.__all__) - NO_RULES))
+def test_a_rules_docstring_says_formula_source_what_is_pushed_and_the_size_of_its_state(name):
+    text = getattr(rules, name).__doc__
+    assert {'←', 'Source', 'Pushed: '} <= set(re.findall(r'←|Source|Pushed: ', text)) or (
+        name == 'drop_stale'  # whose formula is the inner rule's
+    )
+    said = re.search(r'State: (0 or n|as inner|\d?n|0)', text)[1]
+    n = 7
+    held = sum(leaf.size == n for leaf in jax.tree.leaves(MADE[name].init(jnp.zeros(n))))
+    assert {'0 or n': 1, 'as inner': 2, '0': 0, 'n': 1, '2n': 2}[said] == held

@@ -87,14 +87,18 @@ def chain(*stages: optax.GradientTransformation) -> Rule:
 def sgd(learning_rate: Schedule, momentum: float | None = None) -> Rule:
     """w ← w − η g; with momentum m ← βm + g, w ← w − η m. Pushed: gradient. State: 0 or n.
 
-    Momentum on stale gradients is the known failure of asynchronous SGD (Liu et al. 2024,
-    arXiv 2401.09135); it is here as the baseline that shows it.
+    Source: Robbins & Monro 1951; Polyak 1964. Momentum on stale gradients is the known failure of
+    asynchronous SGD (Liu et al. 2024, arXiv 2401.09135); it is here as the baseline that shows it.
     """
     return optax.with_extra_args_support(optax.sgd(learning_rate, momentum))
 
 
 def adam(learning_rate: Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Rule:
-    """Adam (Kingma & Ba 2015) with the moments on the server. Pushed: gradient. State: 2n."""
+    """m ← b1 m + (1−b1) g; v ← b2 v + (1−b2) g²; w ← w − η m̂ / (√v̂ + ε): moments on the server.
+
+    m̂ = m / (1−b1^t) and v̂ = v / (1−b2^t), t the pushes so far. Source: Kingma & Ba 2015, "Adam",
+    arXiv 1412.6980, algorithm 1. Pushed: gradient. State: 2n.
+    """
     return optax.with_extra_args_support(optax.adam(learning_rate, b1, b2, eps))
 
 
@@ -126,7 +130,8 @@ def scale_by_frames(reference: float | None = None, decay: float = 0.99) -> Rule
     """g ← g · frames / reference: a mean gradient counts by the frames it is the mean of.
 
     A replica with short utterances then does not weigh more per frame than the others. Put it
-    first in a chain, and push gradients that are means over frames.
+    first in a chain, and push gradients that are means over frames. Source: the mean over frames
+    of one large batch, Σ frames·g / Σ frames, taken apart. Pushed: gradient or Δ. State: 0.
 
     Args:
       reference: frames at which a push has weight 1. None: a bias-corrected running mean over

@@ -190,7 +190,10 @@ def easgd(alpha: float) -> Rule:
 
 
 def elastic_pull(local, centre, alpha: float):
-    """x_i ← x_i − α(x_i − w) on trees: what an EASGD replica does with what it pulls."""
+    """x_i ← x_i − α(x_i − w) on trees: what an EASGD replica does with what it pulls.
+
+    Source: Zhang et al. 2015, arXiv 1412.6651, equation 3.
+    """
     return jax.tree.map(lambda x, w: x - alpha * (x - w), local, centre)
 
 

@@ -49,10 +49,11 @@ def drop_stale(inner: optax.GradientTransformation, max_staleness: int) -> Rule:
 
 
 def compensate_delay(strength: float = 0.04) -> Rule:
-    """g ← g + λ g⊙g⊙(w − w_base): a first-order guess of the gradient at w. State: 0.
+    """g ← g + λ g⊙g⊙(w − w_base): a first-order guess of the gradient at w.
 
     Source: DC-ASGD with constant λ, Zheng et al. 2017, arXiv 1609.08326, equation 10.
-    The outer product g gᵀ stands for the Hessian, and only its diagonal is kept.
+    The outer product g gᵀ stands for the Hessian, and only its diagonal is kept. Pushed: gradient.
+    State: 0 + base values.
     """
 
     def update(updates, state, params=None, *, base_params=None, **extra):
@@ -74,9 +75,10 @@ class MeanSquareState(NamedTuple):
 def compensate_delay_adaptively(
     strength: float = 2.0, decay: float = 0.95, eps: float = 1e-7
 ) -> Rule:
-    """As `compensate_delay`, with λ_t = λ_0 / √(MS_t + ε), MS_t = m MS_{t−1} + (1−m) g². State: n.
+    """g ← g + λ_t g⊙g⊙(w − w_base), λ_t = λ_0 / √(MS_t + ε), MS_t ← m MS_{t−1} + (1−m) g².
 
-    Source: DC-ASGD-a, Zheng et al. 2017, arXiv 1609.08326, section 5.
+    Source: DC-ASGD-a, Zheng et al. 2017, arXiv 1609.08326, section 5. Pushed: gradient.
+    State: n + base values.
     """
 
     def init(params):
@@ -101,14 +103,21 @@ def compensate_delay_adaptively(
 
 
 def dc_asgd(learning_rate: Schedule, strength: float = 0.04) -> Rule:
-    """w ← w − η [g + λ g⊙g⊙(w − w_base)] (DC-ASGD). Pushed: gradient. State: 0 + base values."""
+    """w ← w − η [g + λ g⊙g⊙(w − w_base)]: DC-ASGD. Pushed: gradient. State: 0 + base values.
+
+    Source: Zheng et al. 2017, arXiv 1609.08326, equation 10; see `compensate_delay`.
+    """
     return chain(compensate_delay(strength), optax.scale_by_learning_rate(learning_rate))
 
 
 def dc_asgd_adaptive(
     learning_rate: Schedule, strength: float = 2.0, decay: float = 0.95, eps: float = 1e-7
 ) -> Rule:
-    """DC-ASGD with the adaptive λ. Pushed: gradient. State: n + base values."""
+    """w ← w − η [g + λ_t g⊙g⊙(w − w_base)]: DC-ASGD-a. Pushed: gradient. State: n + base values.
+
+    Source: Zheng et al. 2017, arXiv 1609.08326, section 5; λ_t as in
+    `compensate_delay_adaptively`.
+    """
     return chain(
         compensate_delay_adaptively(strength, decay, eps),
         optax.scale_by_learning_rate(learning_rate),
@@ -116,11 +125,11 @@ def dc_asgd_adaptive(
 
 
 def gate_by_age(alpha: float, cutoff: float) -> Rule:
-    """g ← γ(τ) e^{−ατ} g with γ(τ) = ½(1 + cos(π τ / τ_c)) for τ < τ_c, else 0. State: 0.
+    """g ← γ(τ) e^{−ατ} g with γ(τ) = ½(1 + cos(π τ / τ_c)) for τ < τ_c, else 0.
 
     Source: Shah & Sun 2026, "Cosine-gated Adam-decay", arXiv 2605.09126. That the gate is this
     half cosine is our reading of "cosine gate that reaches 0 at a cutoff"; α and the cutoff have no
-    default here because theirs could not be read.
+    default here because theirs could not be read. Pushed: gradient or Δ. State: 0.
     """
 
     def update(updates, state, params=None, *, staleness, **extra):
@@ -141,5 +150,8 @@ def cgad(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> Rule:
-    """The age gate before Adam's moments; at τ = 0 it is Adam. Pushed: gradient or Δ. State: 2n."""
+    """g ← γ(τ) e^{−ατ} g, then Adam on it; at τ = 0 it is Adam. Pushed: gradient or Δ. State: 2n.
+
+    Source: Shah & Sun 2026, arXiv 2605.09126; γ as in `gate_by_age`.
+    """
     return chain(gate_by_age(alpha, cutoff), adam(learning_rate, b1, b2, eps))
