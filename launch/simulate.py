@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from seqtrain.exchange import Policy, rules
 from seqtrain.exchange.plots import compare
-from seqtrain.exchange.scenario import Dist, Problem, Quadratic, Result, Scenario
+from seqtrain.exchange.scenario import KINDS, Dist, Problem, Quadratic, Result, Scenario
 from seqtrain.exchange.simulate import Simulation
 from seqtrain.training import config as config_lib
 from seqtrain.training import errors, serving
@@ -45,11 +45,15 @@ flags.DEFINE_integer('shards', 1, 'Shards.', lower_bound=1)
 flags.DEFINE_integer('parameters', 1_000_000, 'Parameters in all, for the time that they travel.')
 flags.DEFINE_float('duration_s', 600.0, 'Virtual seconds.', lower_bound=0)
 flags.DEFINE_float('step_s', 1.0, 'Mean time per update of a replica.', lower_bound=0)
-flags.DEFINE_float('step_spread', 0.3, 'σ of the logarithm of the time per update.')
+flags.DEFINE_enum('step_kind', 'lognormal', KINDS, 'Distribution of the time per update.')
+flags.DEFINE_float('step_spread', 0.3, 'Its spread: σ of the logarithm, or half width / mean.')
 flags.DEFINE_float('speed_spread', 0.3, "σ of the logarithm of the replicas' slowness.")
 flags.DEFINE_multi_string('slow', [], 'REPLICA:FACTOR, makes one replica slower.')
+flags.DEFINE_enum('latency_kind', 'exponential', KINDS, 'Distribution of the one-way latency.')
 flags.DEFINE_float('latency_s', 1e-3, 'Mean one-way latency.')
-flags.DEFINE_float('bandwidth', 1e9, 'Bytes per second of a replica.')
+flags.DEFINE_float('latency_spread', 0.5, 'Its spread, as of --step_spread.')
+flags.DEFINE_float('bandwidth', 1e9, 'Mean bytes per second of a replica.')
+flags.DEFINE_float('bandwidth_spread', 0.0, "σ of the logarithm of the replicas' bandwidths.")
 flags.DEFINE_float('apply_s', 1e-3, 'How long a shard is busy with a push.')
 flags.DEFINE_float('replica_mtbf_s', float('inf'), 'Mean time between deaths of a replica.')
 flags.DEFINE_float('shard_mtbf_s', float('inf'), 'Mean time between deaths of a shard.')
@@ -80,11 +84,11 @@ def scenario(mode: str) -> Scenario:
         policy(mode),
         FLAGS.duration_s,
         FLAGS.seed,
-        Dist('lognormal', FLAGS.step_s, FLAGS.step_spread),
+        Dist(FLAGS.step_kind, FLAGS.step_s, FLAGS.step_spread),
         Dist('lognormal', 1.0, FLAGS.speed_spread),
         slow,
-        Dist('exponential', FLAGS.latency_s),
-        FLAGS.bandwidth,
+        Dist(FLAGS.latency_kind, FLAGS.latency_s, FLAGS.latency_spread),
+        Dist('lognormal', FLAGS.bandwidth, FLAGS.bandwidth_spread),
         FLAGS.parameters,
         FLAGS.shards,
         FLAGS.apply_s,

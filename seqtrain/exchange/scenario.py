@@ -9,6 +9,8 @@ import numpy as np
 
 from seqtrain.exchange.policy import Policy
 
+KINDS = ('constant', 'uniform', 'exponential', 'lognormal')
+
 
 @dataclasses.dataclass(frozen=True)
 class Dist:
@@ -26,11 +28,8 @@ class Dist:
     spread: float = 0.0
 
     def __post_init__(self):
-        if self.kind not in ('constant', 'uniform', 'exponential', 'lognormal'):
-            raise ValueError(
-                f"{self.kind!r} is no distribution; choose 'constant', 'uniform', 'exponential' "
-                "or 'lognormal'."
-            )
+        if self.kind not in KINDS:
+            raise ValueError(f'{self.kind!r} is no distribution; choose one of {KINDS}.')
         if self.mean < 0 or self.spread < 0 or (self.kind == 'uniform' and self.spread > 1):
             raise ValueError(f'{self} would give negative numbers.')
 
@@ -57,15 +56,15 @@ class Scenario:
       slowness: factor on a replica's `step_s`, drawn once per replica.
       slow: (replica, factor) pairs on top of that.
       latency_s: one way, per message.
-      bandwidth: bytes per second of a replica's line, either way.
+      bandwidth: bytes per second of a replica's line, either way; drawn once per replica.
       size: parameters in all (4 bytes each).
       num_shards: shards.
       apply_s: how long a shard is busy with one push, serve_s: with one pull.
       queue_size: pushes of a replica that may be under way before it rests.
       overlap: go on computing while the exchange goes on, with the parameters at hand; False waits
         for the pull that follows a push (see `Client`).
-      replica_mtbf_s: mean time between a replica's deaths (inf: never), restart_s: until it is
-        back, lease_s: after which the shards let go of it.
+      replica_mtbf_s: mean time between a replica's deaths (exponential; inf: never), restart_s:
+        until it is back, lease_s: after which the shards let go of it.
       shard_mtbf_s, shard_restart_s: the same for shards; checkpoint_s: how often they save.
       sample_s: how often the loss is measured.
     """
@@ -77,7 +76,7 @@ class Scenario:
     slowness: Dist = Dist()
     slow: tuple[tuple[int, float], ...] = ()
     latency_s: Dist = Dist('exponential', 1e-3)
-    bandwidth: float = 1e9
+    bandwidth: Dist = Dist('constant', 1e9)
     size: int = 1_000_000
     num_shards: int = 1
     apply_s: float = 1e-3

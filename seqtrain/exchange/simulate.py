@@ -57,6 +57,7 @@ class _Replica:
 
     number: int
     slowness: float
+    bandwidth: float
     life: int = 0
     alive: bool = True
     computing: bool = False
@@ -122,7 +123,9 @@ class Simulation:
         factors = s.slowness.draw(np.random.default_rng((s.seed, 2)), s.policy.num_workers)
         for number, factor in s.slow:
             factors[number] *= factor
-        return [_Replica(n, float(factor)) for n, factor in enumerate(factors)]
+        lines = s.bandwidth.draw(np.random.default_rng((s.seed, 3)), s.policy.num_workers)
+        pairs = zip(factors.tolist(), lines.tolist(), strict=True)
+        return [_Replica(n, factor, line) for n, (factor, line) in enumerate(pairs)]
 
     def run(self) -> Result:
         """Simulates the scenario from its start to its end."""
@@ -178,7 +181,7 @@ class Simulation:
     def _send(self, replica: _Replica, messages: list[Message], payload: bool) -> None:
         """One message to each shard; its answers are collected before the next is sent."""
         s = self._scenario
-        part_s = 4 * s.size / s.num_shards / s.bandwidth if payload else 0.0
+        part_s = 4 * s.size / s.num_shards / replica.bandwidth if payload else 0.0
         replica.answers = {}
         replica.asked = {shard: type(message) for shard, message in enumerate(messages)}
         for shard, message in enumerate(messages):
@@ -207,7 +210,8 @@ class Simulation:
         for reply in replies:
             travel_s = self._latency_s()
             if isinstance(reply, Params):
-                travel_s += 4 * s.size / s.num_shards / s.bandwidth
+                line = self._replicas[reply.worker].bandwidth
+                travel_s += 4 * s.size / s.num_shards / line
             life = self._replicas[reply.worker].life
             self._at(self._now + travel_s, self._receive, shard, reply, life)
 
