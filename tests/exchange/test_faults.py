@@ -109,6 +109,38 @@ def test_a_slow_shard_slows_nobody_down_for_good():
         assert server.params().versions.numbers == (2, 2)
 
 
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_a_replica_that_pauses_for_longer_than_its_lease_comes_back(mode, caplog):
+    clock = [0.0]
+    policy = Policy(mode=mode, num_workers=2)
+    with exchange.LocalServer(
+        START, 2, rules.sgd(1.0), policy, lease_s=10.0, clock=lambda: clock[0]
+    ) as server:
+        with server.connect(0) as paused, server.connect(1) as busy:
+            before = paused.latest()
+            busy.latest()
+            clock[0] = 9.0
+            busy.push(ONES, busy.latest().versions)  # a round of two: sync waits with it
+            if mode == 'async':
+                busy.flush()
+            clock[0] = 18.0
+            server.heard(1)
+            server.expire_silent()  # what those who wait do
+            busy.flush()
+            assert [e.worker for e in server.events() if e.kind == 'left'] == [0, 0]
+            assert server.params().versions.numbers == (1, 1)
+            paused.push(ONES, before.versions)
+            paused.flush()
+            assert 'lost its lease' in caplog.text
+            assert server.params().versions.numbers == (1, 1)
+            for client in (paused, busy):
+                client.push(ONES, client.pull().versions)
+            for client in (paused, busy):
+                client.flush()
+            assert server.params().versions.numbers == ((3, 3) if mode == 'async' else (2, 2))
+        server.check()
+
+
 def test_a_joiner_in_mid_run():
     with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=2)) as server:
         with server.connect(0) as first:

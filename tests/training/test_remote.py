@@ -29,14 +29,46 @@ def prepared(request, make_config):
     return config, data, network, params
 
 
-def test_a_brief_holds_models_and_numbers_but_nothing_of_an_utterance(prepared):
-    config, data, *_ = prepared
-    told = pickle.dumps(hosts.make_brief(config, data))
-    for name, text in zip(data.features.ids, data.features.texts, strict=True):
-        assert name.encode() not in told
-        assert text.encode() not in told
+def assert_nothing_of_an_utterance(config, data, *told):
+    """No name, transcript, recording or feature is among the bytes of what was told."""
+    told = pickle.dumps(told)
+    for utterance in assembly.load_split(config.data, 'train'):
+        assert utterance.id.encode() not in told
+        assert utterance.text.encode() not in told
+        recording = utterance.encoded()
+        assert recording[len(recording) // 2 :][:16] not in told
     for features in data.features.features:
         assert features[:1].tobytes() not in told
+
+
+def test_a_brief_holds_models_and_numbers_but_nothing_of_an_utterance(prepared):
+    config, data, *_ = prepared
+    brief = hosts.make_brief(config, data)
+    assert_nothing_of_an_utterance(config, data, brief)
+    with pytest.raises(AssertionError):  # it would be seen
+        assert_nothing_of_an_utterance(config, data, brief, data.features.features[3])
+
+
+def test_nothing_that_goes_to_or_from_a_process_holds_an_utterance(prepared, monkeypatch):
+    config, data, _, params = prepared
+    said, deliver, mail = [], LocalServer.deliver, LocalServer._mail
+    monkeypatch.setattr(
+        LocalServer, 'deliver', lambda *args: (said.append(args[2]), deliver(*args))[1]
+    )
+    monkeypatch.setattr(LocalServer, '_mail', lambda *args: (said.append(args[2]), mail(*args))[1])
+    replicas, server = processes(config, data, params)
+    book = lease_book(config, data)
+    with server:
+        for number, replica in enumerate(replicas):
+            prior = np.zeros(data.topology.num_pdfs, np.float32)
+            said.append(replica.open('ce-0', 'ce', 0, prior))
+            for position in range(2):
+                lease = book.acquire(number)
+                said.extend([lease, replica.train([lease], position)])
+            said.append(replica.finish())
+    kinds = {type(one).__name__ for one in said}
+    assert {'Join', 'Pull', 'Push', 'Leave', 'Params', 'Ack', 'Lease', 'list'} <= kinds
+    assert_nothing_of_an_utterance(config, data, *said)
 
 
 def processes(config, data, params):
