@@ -19,7 +19,7 @@ def test_it_runs(notebook, monkeypatch):
     NotebookClient(notebook, timeout=120, kernel_name='python3').execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     assert 'same bits: True' in ''.join(output.get('text', '') for output in outputs)
-    assert sum('image/png' in output.get('data', {}) for output in outputs) == 3
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 4
 
 
 def test_it_is_stored_without_outputs(notebook):
