@@ -23,18 +23,21 @@ def get_config():
     config.data.num_buckets = 3
     config.data.speeds = (0.9, 1.0, 1.1)
     config.data.spec_augment = True
-    config.spec_augment.max_freq_width = 5
+    config.spec_augment.num_freq_masks = config.spec_augment.num_time_masks = 0
+    config.spec_augment.max_warp = 0.1  # 41 speakers are few
+    config.spec_augment.max_shift = 1
     config.features.cmvn = 'speaker'
     config.graph.context = 'triphone'
     config.graph.num_tied = 400
     config.model.num_hidden = 256
+    config.model.dropout = 0.15
     config.exchange.num_replicas = 2
     config.exchange.overlap = False  # small network: fresher parameters beat overlap
     config.bootstrap.mono_offsets = ((-2, -1, 0, 1, 2), (0,))
     config.bootstrap.mono_rounds = 12
     config.bootstrap.mono_updates = 50
     config.bootstrap.rounds = 3
-    config.bootstrap.updates = 800
+    config.bootstrap.updates = 1400
     config.bootstrap.final_learning_rate = 1e-4
     config.sequence.graph = 'lattice'
     config.sequence.criterion = 'smbr'

@@ -1,7 +1,7 @@
-"""SpecAugment: masks over bands and frames of a padded batch of features.
+"""Random changes of a padded batch of features: SpecAugment's masks, warps of the bands, shifts.
 
-Perturbation of speed and vocal tract length changes the features themselves and is in
-`features`.
+Perturbation of speed, and of the vocal tract length at fixed factors, is in `features`: it goes
+back to the samples. What is here costs little enough to be drawn anew for every batch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ class SpecAugmentConfig:
       num_time_masks: masks over frames, per utterance.
       max_time_width: each is 0 to this many frames wide ...
       max_time_fraction: ... and to this fraction of the utterance, whichever is less.
+      max_warp: band k takes the place of band k·a with a drawn from 1 ± max_warp per utterance,
+        another speaker's vocal tract; 0: none.
+      max_shift: frames are moved by up to so many, and labels are not: with a subsampling of 3 the
+        network sees the frames in between, too; 0: none.
     """
 
     num_freq_masks: int = 2
@@ -29,6 +33,15 @@ class SpecAugmentConfig:
     num_time_masks: int = 2
     max_time_width: int = 20
     max_time_fraction: float = 0.1
+    max_warp: float = 0.0
+    max_shift: int = 0
+
+    def __post_init__(self):
+        if not 0.0 <= self.max_warp < 1.0 or self.max_shift < 0:
+            raise ValueError(
+                f'max_warp={self.max_warp}, max_shift={self.max_shift}; '
+                'give 0 <= max_warp < 1 and max_shift >= 0.'
+            )
 
 
 def spec_augment(
@@ -60,6 +73,45 @@ def spec_augment(
     valid = np.arange(num_frames) < lengths[:, None]
     masked = valid[:, :, None] & (time[:, :, None] | freq[:, None, :])
     return np.where(masked, np.float32(0), features)
+
+
+def warp_and_shift(
+    features: Float32[np.ndarray, 'B T F'],
+    lengths: Int32[np.ndarray, ' B'],
+    rng: np.random.Generator,
+    config: SpecAugmentConfig,
+) -> Float32[np.ndarray, 'B T F']:
+    """Warps the bands and moves the frames of every utterance, each by its own random amount.
+
+    Jaitly & Hinton, "Vocal Tract Length Perturbation", ICML workshop 2013, on the mel bands instead
+    of the filters: y[t, k] = x[t + s, a·k] by linear interpolation, a in 1 ± max_warp, s in
+    ± max_shift; frames and bands beyond the edges repeat the last one inside. The shifts are
+    those of Kaldi's egs at a reduced frame rate (Povey et al., Interspeech 2016).
+
+    Args:
+      features: f32[B, T, F]; not changed.
+      lengths: i32[B], frames of each utterance.
+      rng: the source of all randomness; every row draws the same number of values.
+      config: the largest warp and shift.
+
+    Returns:
+      f32[B, T, F], a changed copy; frames beyond an utterance's length stay as they are.
+    """
+    batch, num_frames, num_bands = features.shape
+    draws = rng.random((batch, 2))
+    factors = 1 + config.max_warp * (2 * draws[:, 0] - 1)
+    shifts = np.floor(draws[:, 1] * (2 * config.max_shift + 1)).astype(int) - config.max_shift
+    at = np.clip(np.arange(num_bands) * factors[:, None], 0, num_bands - 1)
+    low = np.minimum(at.astype(int), max(0, num_bands - 2))
+    part = (at - low).astype(np.float32)
+    time = np.arange(num_frames)
+    out = features.copy()
+    for row in np.flatnonzero(lengths > 0):
+        last = int(lengths[row]) - 1
+        moved = features[row, np.clip(time[: last + 1] + shifts[row], 0, last)]
+        high = np.minimum(low[row] + 1, num_bands - 1)
+        out[row, : last + 1] = moved[:, low[row]] * (1 - part[row]) + moved[:, high] * part[row]
+    return out
 
 
 def _masks(rng, count: int, widest, extents, size: int | None = None) -> np.ndarray:

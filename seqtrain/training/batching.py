@@ -67,6 +67,8 @@ class Batcher:
         features = batch.features
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, *lease.id])
+            if self.augmentation.max_warp or self.augmentation.max_shift:
+                features = augment.warp_and_shift(features, batch.lengths, rng, self.augmentation)
             features = augment.spec_augment(features, batch.lengths, rng, self.augmentation)
         states, arcs = data.graph_sizes[lease.bucket]
         filler = data.numerators[lease.indices[0]]  # padding rows have length 0: never read

@@ -78,13 +78,15 @@ def _data() -> ml_collections.ConfigDict:
 
 
 def _spec_augment() -> ml_collections.ConfigDict:
-    """Masks on the features, see `data.augment.SpecAugmentConfig`."""
+    """Masks, warps and shifts of the features, see `data.augment.SpecAugmentConfig`."""
     part = ml_collections.ConfigDict()
     part.num_freq_masks = 2
     part.max_freq_width = 8
     part.num_time_masks = 2
     part.max_time_width = 20
     part.max_time_fraction = 0.1
+    part.max_warp = 0.0  # of the mel bands, per utterance: 0.1 makes other speakers
+    part.max_shift = 0  # frames by which utterances are moved; subsampling // 2 shows them all
     return part
 
 
