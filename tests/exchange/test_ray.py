@@ -100,10 +100,14 @@ except exchange.ExchangeError as error:
 
 
 @pytest.fixture(scope='module')
-def ray_here(tmp_path_factory):
-    # Unix sockets want short paths: not pytest's own folder. JAX may be at work already.
+def ray_here():
+    # JAX may be at work already.
     jax.block_until_ready(jax.numpy.zeros(1))
+    import ray  # before `start` has said that tokens are asked for
+
     ray_transport.start(num_cpus=4)
+    ray_transport.start()  # there already
+    assert ray.is_initialized()
     yield ray_transport
     ray_transport.stop()
 

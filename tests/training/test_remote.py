@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,19 @@ import pytest
 
 from seqtrain.data.utterance import DataError
 from seqtrain.exchange import LocalServer, Partition, Policy, eventlog, rules
-from seqtrain.training import align, assembly, bootstrap, experiment, hosts, monitor, remote, steps
+from seqtrain.exchange.transport import ray as ray_transport
+from seqtrain.training import (
+    align,
+    assembly,
+    bootstrap,
+    experiment,
+    hosts,
+    monitor,
+    remote,
+    replay,
+    steps,
+)
+from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.leasing import lease_book, parts
 
@@ -168,55 +181,51 @@ def test_what_processes_cannot_do_yet_is_said(field, make_config, tmp_path):
         experiment.run(config, tmp_path, quiet=True)
 
 
-# A driver that kills the process of replica 1 when the fifth update arrives.
-KILLER = """
-import os, runpy, signal, sys
-from seqtrain.training import hosts, monitor
-made, real, seen = [], monitor.Monitor.add, []
-class Watched(hosts.Hosts):
-    def __init__(self, *args):
-        super().__init__(*args)
-        made.append(self)
-hosts.Hosts = Watched
-def add(self, update):
-    real(self, update)
-    seen.append(update)
-    if len(seen) == 5:
-        os.kill(made[0].pids()[1], signal.SIGKILL)
-monitor.Monitor.add = add
-sys.argv = ['launch/train.py', *sys.argv[1:]]
-runpy.run_path('launch/train.py', run_name='__main__')
-"""
+REMOTE = {'exchange__transport': 'ray', 'exchange__ray_replicas': True}
+
+
+@pytest.fixture(scope='module')
+def ray_here():
+    """One Ray for all; its processes find compiled programs where other tests left theirs."""
+    pytest.importorskip('ray')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XLA_FLAGS', '')  # one device per process
+        patch.setenv('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.jax_cache'))
+        ray_transport.start(num_cpus=2)
+    yield
+    ray_transport.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('split_by', ['utterance', 'speaker'])
-def test_a_replica_process_is_killed_and_training_goes_on(arguments, tmp_path, split_by):
-    pytest.importorskip('ray')
-    flags = ['--config.exchange.transport=ray', '--config.exchange.ray_replicas=True']
-    flags += ['--config.exchange.num_shards=2', f'--config.data.split_by={split_by}']
-    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache')}
-    done = subprocess.run(
-        [sys.executable, '-c', KILLER, *arguments, *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_a_replica_process_is_killed_and_training_goes_on(
+    ray_here, make_config, tmp_path, split_by, monkeypatch
+):
+    made, seen, add, init = [], [], monitor.Monitor.add, hosts.Hosts.__init__
+
+    def watched(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    def killing(self, update):
+        add(self, update)
+        seen.append(update)
+        if len(seen) == 5:
+            os.kill(made[0].pids()[1], signal.SIGKILL)
+
+    monkeypatch.setattr(hosts.Hosts, '__init__', watched)
+    monkeypatch.setattr(monitor.Monitor, 'add', killing)
+    config = make_config(**REMOTE, exchange__num_shards=2, data__split_by=split_by)
+    result = experiment.run(config, tmp_path, quiet=True)
     assert result['updates'] == 14
     assert 0 <= result['wer'] <= 2
     assert result['replica_failures'] == 1
-    folder = tmp_path / 'run'
-    (failure,) = [monitor.Failure(**row) for row in monitor._read(folder / monitor.FAILURES)]
+    (failure,) = [monitor.Failure(**row) for row in monitor._read(tmp_path / monitor.FAILURES)]
     assert (failure.replica, failure.action) == (1, 'is started again')
     assert 'process died' in failure.error
-    events = eventlog.read(folder / monitor.EVENTS)[1]
+    events = eventlog.read(tmp_path / monitor.EVENTS)[1]
     assert {event.worker for event in events if event.kind == 'applied'} == {0, 1}
-    replayed = subprocess.run(
-        [sys.executable, 'launch/replay.py', f'--workdir={folder}'],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert replayed.returncode == 0, replayed.stderr
-    assert json.loads(replayed.stdout.splitlines()[-1])['identical']
+    assert replay.run(tmp_path)['identical']
 
 
 INTERRUPTED = """
@@ -235,21 +244,18 @@ runpy.run_path('launch/train.py', run_name='__main__')
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_replica_processes_goes_on(arguments, tmp_path):
-    pytest.importorskip('ray')
-    flags = ['--config.exchange.transport=ray', '--config.exchange.ray_replicas=True']
+def test_a_stopped_run_with_replica_processes_goes_on(ray_here, arguments, tmp_path, caplog):
+    flags = [f'--config.{name.replace("__", ".")}={value}' for name, value in REMOTE.items()]
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache')}
-
-    def launch(*command):
-        return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-
-    stopped = launch('-c', INTERRUPTED, *arguments, *flags)
+    stopped = subprocess.run(
+        [sys.executable, '-c', INTERRUPTED, *arguments, *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert stopped.returncode == 130, stopped.stderr
-    done = launch('launch/train.py', *arguments, *flags)
-    assert done.returncode == 0, done.stderr
-    assert 'Continuing from update' in done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])['updates'] == 14
-    replayed = launch('launch/replay.py', f'--workdir={tmp_path / "run"}')
-    assert json.loads(replayed.stdout.splitlines()[-1])['identical'], replayed.stderr
+    folder = tmp_path / 'run'
+    config = config_lib.from_json(json.loads((folder / 'config.json').read_text()))
+    caplog.set_level('INFO')
+    result = experiment.run(config, folder, quiet=True)
+    assert 'Continuing from update' in caplog.text
+    assert result['updates'] == 14
+    assert replay.run(folder)['identical']

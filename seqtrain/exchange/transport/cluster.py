@@ -13,6 +13,7 @@ import os
 import pathlib
 import secrets
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def start(
     temp_dir: str | None = None,
     authenticate: bool = True,
 ) -> None:
-    """Starts Ray on this machine, or joins a running cluster.
+    """Starts Ray on this machine, or joins a running cluster; one that is joined already is kept.
 
     Args:
       address: 'HOST:PORT' of the head node; None starts Ray here, for this program only.
@@ -54,11 +55,17 @@ def start(
       ExchangeError: no Ray, nobody or somebody else at the address, another token or none, or a
         cluster that asks for none; one sentence, within seconds.
     """
+    imported = 'ray' in sys.modules
+    if imported and load_ray().is_initialized():
+        return
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     os.environ['RAY_AUTH_MODE'] = 'token' if authenticate else 'disabled'
     if authenticate and address is None:
         _make_token()
     ray = load_ray()
+    if imported:  # it read the environment then; so does Ray itself when it changes its mind
+        with contextlib.suppress(AttributeError):
+            ray._raylet.Config.initialize('')
     options: dict[str, Any] = {'address': 'local', 'num_cpus': num_cpus, '_temp_dir': temp_dir}
     if address is not None:
         if _knock(address) and authenticate:
