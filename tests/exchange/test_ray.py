@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import socketserver
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from seqtrain import exchange
 from seqtrain.exchange import Policy, replay, rules
-from seqtrain.exchange.transport import cluster
+from seqtrain.exchange.transport import cluster, ray_lines
 from seqtrain.exchange.transport import ray as ray_transport
 
 START = {'w': np.zeros(6, np.float32)}
@@ -152,7 +153,8 @@ def test_a_killed_shard_comes_back_with_the_current_rule(ray_here, tmp_path):
         server.set_rule(later, note='second')
         with server.connect(0) as client:
             client.latest()
-            server.kill_shard(0)
+            pid, _ = ray_lines.load_ray().get(server._actors[0].events.remote())
+            os.kill(pid, signal.SIGKILL)
             _wait_for_generation(server, 1)
             for seq in range(20):
                 params, versions = client.pull()
