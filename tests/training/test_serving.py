@@ -69,7 +69,7 @@ def test_replay_says_when_what_a_local_optimiser_saw_is_missing(make_config, tmp
         for event in events:
             if event.seq != 1:
                 kept.append(event)
-    with pytest.raises(ValueError, match='logged it|incomplete'):  # others may be based on it
+    with pytest.raises(ValueError, match=r'logged it|incomplete'):  # others may be based on it
         replay.run(tmp_path)
 
 
