@@ -41,8 +41,8 @@ def get_config():
     config.bootstrap.final_learning_rate = 1e-4
     config.sequence.graph = 'lattice'
     config.sequence.criterion = 'smbr'
-    config.sequence.updates = 300
-    config.sequence.learning_rate = 5e-4
+    config.sequence.updates = 400
+    config.sequence.learning_rate = 1e-3
     config.sequence.final_learning_rate = 1e-4
     config.sequence.ce_weight = 0.1
     config.lattice.acoustic_scale = 0.3  # a third of Kaldi's frames, three times its scale
