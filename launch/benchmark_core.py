@@ -236,24 +236,36 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
     def rate(row: Row, seconds: float) -> float:
         return row.gfma_per_s * row.median_s / seconds
 
-    panels = list(dict.fromkeys((r.graph, r.frames) for r in rows if r.graph != 'num32'))
-    lines = sorted({(r.backend, r.kernel) for r in rows})
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(3.2 * len(panels), 3), sharey=True, squeeze=False
+    graphs = list(dict.fromkeys(row.graph for row in rows if row.graph != 'num32'))
+    lengths = sorted({row.frames for row in rows if row.graph != 'num32'})
+    if not graphs:
+        return
+    lines = sorted({(row.backend, row.kernel) for row in rows})
+    figure, grid = pyplot.subplots(
+        len(lengths),
+        len(graphs),
+        figsize=(3 * len(graphs) + 1.5, 2.7 * len(lengths)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
-    for axis, (graph, frames) in zip(axes[0], panels, strict=True):
-        here = [r for r in rows if (r.graph, r.frames) == (graph, frames)]
+    panels = [(graph, frames) for frames in lengths for graph in graphs]
+    for axis, (graph, frames) in zip(grid.flat, panels, strict=True):
+        here = [row for row in rows if (row.graph, row.frames) == (graph, frames)]
         for backend, kernel in lines:
-            line = [r for r in here if (r.backend, r.kernel) == (backend, kernel)]
-            label = f'{backend} {kernel}'
-            axis.loglog(
-                [r.batch for r in line], [rate(r, r.processor_s) for r in line], 'o-', label=label
-            )
+            line = [row for row in here if (row.backend, row.kernel) == (backend, kernel)]
+            rates = [rate(row, row.processor_s) for row in line]
+            axis.loglog([row.batch for row in line], rates, 'o-', label=f'{backend} {kernel}')
         bound = [(r.batch, rate(r, r.limit_processor_s)) for r in here if r.limit_processor_s]
-        axis.loglog(*zip(*bound, strict=True), 'k--', label='limit') if bound else None
-        axis.set(title=f'{graph}, T = {frames}', xlabel='utterances per batch')
-    axes[0][0].set_ylabel('GFMA/s of one processor')
-    axes[0][0].legend()
+        axis.loglog(*(zip(*bound, strict=True) if bound else ([], [])), 'k--', label='limit')
+        axis.set_title(f'{graph}, T = {frames}')
+        axis.set_xticks(sizes := sorted({row.batch for row in rows}), map(str, sizes))
+        axis.minorticks_off()
+    for axis in grid[-1]:
+        axis.set_xlabel('utterances per batch')
+    for axis in grid[:, 0]:
+        axis.set_ylabel('GFMA/s of one processor')
+    grid[0][-1].legend(bbox_to_anchor=(1.02, 1), loc='upper left')
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
