@@ -16,8 +16,9 @@ import collections
 import contextlib
 import logging
 import queue
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -119,20 +120,49 @@ def run_stage(
       the first error of a replica: when none is left, when more of them in a row failed than there
         are without anything being completed, or when it is not the replica's own. The others are
         stopped and waited for.
-      KeyboardInterrupt: passed on after the replicas have finished their batches.
+      KeyboardInterrupt: after Ctrl-C, when the replicas have finished their batches.
     """
     run = _StageRun(server, fleet, connect, stage, desk, monitor)
     due = every_updates
-    try:
-        while run.go_on():
-            monitor.wait_for(lambda: run.has_news() or desk.completed >= due)
-            if desk.completed >= due:
-                checkpoint()
-                due = desk.completed + every_updates
-    finally:
-        run.stop()
+    with _noting_ctrl_c(monitor.wake) as pressed:
+        try:
+            while not pressed and run.go_on():
+                monitor.wait_for(lambda: bool(pressed) or run.has_news() or desk.completed >= due)
+                if desk.completed >= due:
+                    checkpoint()
+                    due = desk.completed + every_updates
+        finally:
+            run.stop()
     if run.error is not None:
         raise run.error
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _noting_ctrl_c(wake: Callable[[], None]) -> Iterator[list[int]]:
+    """Ctrl-C fills a list and wakes the main thread; pressed again it acts as it did before.
+
+    As an exception it would cut off a checkpoint, or be lost in a library that runs loops of its
+    own in the main thread. Where it is ignored, and in other threads, it is left alone.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        signal.signal(number, before)
+        pressed.append(number)
+        wake()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _StageRun:

@@ -1,12 +1,14 @@
 """Replicas that fail: who takes over, how often they come back, when a run gives up; and replay."""
 
+import contextlib
 import itertools
+import signal
 import threading
 
 import pytest
 
 from seqtrain.exchange import eventlog
-from seqtrain.training import assembly, experiment, monitor, replay
+from seqtrain.training import assembly, checkpoint, experiment, monitor, replay
 
 
 @pytest.fixture
@@ -126,3 +128,23 @@ def test_a_failure_amid_local_steps_replays(make_config, tmp_path, fail_at):
     result = experiment.run(config, tmp_path, quiet=True)
     assert (result['updates'], result['replica_failures']) == (16, 1)
     assert replay.run(tmp_path)['identical']
+
+
+def test_ctrl_c_in_a_checkpoint_is_not_lost(make_config, tmp_path, monkeypatch):
+    real, stopped_at = checkpoint.Checkpoints.save, []
+
+    def save(self, position):
+        real(self, position)
+        if not stopped_at:
+            stopped_at.append(position.updates)
+            with contextlib.suppress(KeyboardInterrupt):  # what a library may do
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+    config = make_config(checkpoint__every_updates=2)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, tmp_path, quiet=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done = len(monitor.read_updates(tmp_path))
+    assert stopped_at[0] <= done < 14
+    assert experiment.run(config, tmp_path, quiet=True)['updates'] == 14
