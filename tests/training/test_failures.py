@@ -132,6 +132,8 @@ def test_a_failure_amid_local_steps_replays(make_config, tmp_path, fail_at):
 
 def test_ctrl_c_in_a_checkpoint_is_not_lost(make_config, tmp_path, monkeypatch):
     real, stopped_at = checkpoint.Checkpoints.save, []
+    handler = signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)  # background jobs ignore it
 
     def save(self, position):
         real(self, position)
@@ -142,9 +144,12 @@ def test_ctrl_c_in_a_checkpoint_is_not_lost(make_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
     config = make_config(checkpoint__every_updates=2)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, tmp_path, quiet=True)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config, tmp_path, quiet=True)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     done = len(monitor.read_updates(tmp_path))
     assert stopped_at[0] <= done < 14
     assert experiment.run(config, tmp_path, quiet=True)['updates'] == 14

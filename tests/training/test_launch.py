@@ -25,6 +25,7 @@ def patched(*args, **kwargs):
         os.kill(os.getpid(), signal.{signal})
     return result
 {target} = patched
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 sys.argv = ['launch/train.py', *sys.argv[1:]]
 runpy.run_path('launch/train.py', run_name='__main__')
 """

@@ -238,6 +238,7 @@ def add(self, update):
     if len(seen) == 6:
         os.kill(os.getpid(), signal.SIGINT)
 monitor.Monitor.add = add
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 sys.argv = ['launch/train.py', *sys.argv[1:]]
 runpy.run_path('launch/train.py', run_name='__main__')
 """
