@@ -1,7 +1,8 @@
 """Forward-backward in the log domain: slow, and never underflows. The `xla` backend's last resort.
 
 Only the backward pass needs logarithms: with β known, every arc out of a state has a conditional
-probability, and occupancies flow forward as ordinary probabilities.
+probability, and occupancies flow forward as ordinary probabilities. Logarithms are pairs of floats
+(`pairs.py`): paths that compete after hundreds of frames may lie thousands below zero.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import layout
+from seqtrain.ops import layout, pairs
 from seqtrain.ops.graph import Graph
+from seqtrain.ops.pairs import Pair
 
 
 def forward_backward(scores, lengths, graph: Graph, leaky: float):
@@ -34,35 +36,32 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     frames = view.frames_first(scores)
     active = jnp.arange(scores.shape[1])[:, None] < lengths
     weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
-    shape = state_shape(view)
-
-    def arcs_out(frame, beta):
-        return weight + view.take(frame, graph.pdf) + view.take(beta, graph.dst)
 
     def backward(carry, step):
         post, log_scale = carry
         frame, active_t = step
         target = leak_backward(view, post, initial, leaky)
-        new = sum_at(view, arcs_out(frame, target), graph.src)
-        top = finite(view.largest(new))
-        new = jnp.where(view.spread(active_t), new - view.spread(top), post)
-        top = jnp.where(active_t, top, 0.0)
-        return (new, log_scale + top), (post, top)
+        new = sum_at(view, arcs_out(view, weight, frame, target), graph.src)
+        top = jnp.where(active_t, finite(view.largest(new.high)), 0.0)
+        new = pairs.where(view.spread(active_t), pairs.add(new, -view.spread(top)), post)
+        return (new, pairs.add(log_scale, top)), (pairs.kept(post), top)
 
     # One history of states; what the leak adds is computed again on the way forward.
-    carry = (jnp.broadcast_to(final, shape), jnp.zeros(scores.shape[0], scores.dtype))
+    last = pairs.single(jnp.broadcast_to(final, state_shape(view)))
+    carry = (last, pairs.single(jnp.zeros(scores.shape[0], scores.dtype)))
     (post, log_scale), history = jax.lax.scan(backward, carry, (frames, active), reverse=True)
-    first = leak_backward(view, post, initial, leaky)
-    start = initial + first
+    start = pairs.add(leak_backward(view, post, initial, leaky), initial)
     log_z = sum_states(view, start)
-    flow = jnp.exp(minus(start, view.spread(finite(log_z))))
+    flow = jnp.exp(pairs.difference(start, log_z.map(view.spread)))
 
     def forward(carry, step):
         flow, post = carry
-        frame, active_t, (next_post, top_t) = step
+        frame, active_t, (next_kept, top_t) = step
+        next_post = pairs.restored(next_kept)
         target = leak_backward(view, next_post, initial, leaky)
         flow_post = _flow_leak(view, flow, post, initial, leaky)
-        share = minus(arcs_out(frame, target) - view.spread(top_t), view.take(post, graph.src))
+        out = pairs.add(arcs_out(view, weight, frame, target), -view.spread(top_t))
+        share = pairs.difference(out, post.map(lambda x: view.take(x, graph.src)))
         moved = view.take(flow_post, graph.src) * jnp.exp(share)
         keep = view.spread(active_t)
         moved = jnp.where(keep, moved, 0.0)
@@ -73,7 +72,13 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
         return after, view.add_at(moved, graph.pdf, view.num_pdfs)
 
     _, gamma = jax.lax.scan(forward, (flow, post), (frames, active, history))
-    return log_z + log_scale, view.utterances_first(gamma)
+    return pairs.total(log_z, log_scale), view.utterances_first(gamma)
+
+
+def arcs_out(view: layout.Layout, weight, frame, target: Pair) -> Pair:
+    """log(w · score · β) of every arc, β of the state it leads to."""
+    beta = target.map(lambda x: view.take(x, view.graph.dst))
+    return pairs.add(pairs.add(beta, weight), view.take(frame, view.graph.pdf))
 
 
 def state_shape(view: layout.Layout):
@@ -87,42 +92,50 @@ def finite(x):
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-def minus(x, y):
-    """x − y, −inf wherever x is −inf (so that −inf − −inf is not NaN)."""
-    return jnp.where(x == -jnp.inf, -jnp.inf, x - finite(y))
-
-
-def sum_at(view: layout.Layout, values, index):
+def sum_at(view: layout.Layout, values: Pair, index) -> Pair:
     """log Σ exp by index, −inf where nothing arrives."""
-    top = finite(view.max_at(values, index, view.graph.num_states))
-    shifted = jnp.exp(values - view.take(top, index))
-    total = view.add_at(shifted, index, view.graph.num_states)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
+    top = finite(view.max_at(values.high, index, view.graph.num_states))
+    shifted = jnp.exp(pairs.difference(values, pairs.single(view.take(top, index))))
+    return _log(view.add_at(shifted, index, view.graph.num_states), top)
 
 
-def sum_states(view: layout.Layout, x):
+def sum_states(view: layout.Layout, x: Pair) -> Pair:
     """log Σ exp over states -> [B]."""
-    top = finite(view.largest(x))
-    total = view.total(jnp.exp(x - view.spread(top)))
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
+    top = finite(view.largest(x.high))
+    shifted = jnp.exp(pairs.difference(x, pairs.single(view.spread(top))))
+    return _log(view.total(shifted), top)
 
 
-def leak_backward(view: layout.Layout, post, initial, leaky: float):
+def _log(total, top) -> Pair:
+    """log total + top, −inf where the total is 0."""
+    log = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)), -jnp.inf)
+    return pairs.add(pairs.single(top), log)
+
+
+def leak_backward(view: layout.Layout, post: Pair, initial, leaky: float) -> Pair:
     """β before the leak of a frame boundary from β after it."""
     if not leaky:
         return post
-    leak = sum_states(view, post + initial) + math.log(leaky)
-    return jnp.logaddexp(post, view.spread(leak))
+    start = sum_states(view, pairs.add(post, initial))
+    leak = pairs.add(start, math.log(leaky)).map(view.spread)
+    top = finite(jnp.maximum(post.high, leak.high))
+    total = sum(jnp.exp(pairs.difference(x, pairs.single(top))) for x in (post, leak))
+    return _log(total, top)
 
 
-def _flow_leak(view: layout.Layout, flow, post, initial, leaky: float):
+def _flow_leak(view: layout.Layout, flow, post: Pair, initial, leaky: float):
     """Occupancies after the leak from occupancies before it."""
     if not leaky:
         return flow
-    start = post + initial
-    whole = sum_states(view, start)
-    leak = view.spread(whole + math.log(leaky))
-    pre = jnp.logaddexp(post, leak)
-    stay = flow * jnp.exp(minus(post, pre))
-    left = view.total(flow * jnp.exp(minus(leak, pre)))
-    return stay + view.spread(left) * jnp.exp(minus(start, view.spread(whole)))
+    stay, go, share = leak_shares(view, post, initial, leaky)
+    return flow * stay + view.spread(view.total(flow * go)) * share
+
+
+def leak_shares(view: layout.Layout, post: Pair, initial, leaky: float):
+    """Of a state's β before the leak: what stays, what goes; and where the latter goes."""
+    start = pairs.add(post, initial)
+    whole = sum_states(view, start).map(view.spread)
+    pre = leak_backward(view, post, initial, leaky)
+    stay = jnp.exp(pairs.difference(post, pre))
+    go = jnp.exp(pairs.difference(pairs.add(whole, math.log(leaky)), pre))
+    return stay, go, jnp.exp(pairs.difference(start, whole))

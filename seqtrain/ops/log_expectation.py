@@ -5,21 +5,21 @@ Probability and first moment travel together; nothing is differentiated twice.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import layout
+from seqtrain.ops import layout, pairs
 from seqtrain.ops.graph import Graph
 from seqtrain.ops.log_domain import (
+    arcs_out,
     finite,
     leak_backward,
-    minus,
+    leak_shares,
     state_shape,
     sum_at,
     sum_states,
 )
+from seqtrain.ops.pairs import Pair
 
 
 def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
@@ -48,16 +48,16 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
         steps.backward, steps.last(scores.dtype), (*frames, active), reverse=True
     )
     first, ahead, log_scale, mean = carry
-    start = steps.initial + first
+    start = pairs.add(first, steps.initial)
     log_z = sum_states(view, start)
-    flow = jnp.exp(minus(start, view.spread(finite(log_z))))
+    flow = jnp.exp(pairs.difference(start, log_z.map(view.spread)))
     value = mean + view.total(flow * ahead)
     _, gradient = jax.lax.scan(
         steps.forward, (flow, jnp.zeros_like(flow)), (*frames, active, history)
     )
-    feasible = log_z > -jnp.inf
+    feasible = log_z.high > -jnp.inf
     return (
-        log_z + log_scale,
+        pairs.total(log_z, log_scale),
         jnp.where(feasible, value, 0.0),
         jnp.where(feasible[:, None, None], view.utterances_first(gradient), 0.0),
     )
@@ -78,35 +78,38 @@ class _Steps:
         final = jnp.broadcast_to(self._final, state_shape(self._view))
         future = jnp.zeros_like(final)
         none = jnp.zeros(self._view.num_utterances, dtype)
-        return *_leak_future(self._view, final, future, self.initial, self._leaky), none, none
+        leaked = _leak_future(self._view, pairs.single(final), future, self.initial, self._leaky)
+        return *leaked, pairs.single(none), none
 
     def backward(self, carry, step):
         view, graph = self._view, self._graph
         target, future, log_scale, mean = carry
         frame, gain, active = step
         post = sum_at(view, self._out(frame, target), graph.src)
-        top = finite(view.largest(post))
-        post = post - view.spread(top)
+        top = finite(view.largest(post.high))
+        post = pairs.add(post, -view.spread(top))
         arc_gain = view.take(gain, graph.pdf) + view.take(future, graph.dst)
         share = self._share(frame, target, post, top)
         ahead = view.add_at(share * arc_gain, graph.src, graph.num_states)
-        here = jnp.exp(minus(post, view.spread(finite(sum_states(view, post)))))
+        here = jnp.exp(pairs.difference(post, sum_states(view, post).map(view.spread)))
         centre = view.total(here * ahead)
-        ahead = jnp.where(post > -jnp.inf, ahead - view.spread(centre), 0.0)
+        ahead = jnp.where(post.high > -jnp.inf, ahead - view.spread(centre), 0.0)
         new_target, new_future = _leak_future(view, post, ahead, self.initial, self._leaky)
         keep = view.spread(active)
         after = (
-            jnp.where(keep, new_target, target),
+            pairs.where(keep, new_target, target),
             jnp.where(keep, new_future, future),
-            log_scale + jnp.where(active, top, 0.0),
+            pairs.add(log_scale, jnp.where(active, top, 0.0)),
             mean + jnp.where(active, centre, 0.0),
         )
-        return after, (target, future, jnp.where(keep, post, target), top, centre)
+        post = pairs.where(keep, post, target)
+        return after, (pairs.kept(target), future, pairs.kept(post), top, centre)
 
     def forward(self, carry, step):
         view, graph = self._view, self._graph
         flow, past = carry
         frame, gain, active, (target, future, post, top, centre) = step
+        target, post = pairs.restored(target), pairs.restored(post)
         flow_post, past_post = _leak_flow(view, flow, past, post, self.initial, self._leaky)
         share = self._share(frame, target, post, top)
         moved = view.take(flow_post, graph.src) * share
@@ -125,43 +128,35 @@ class _Steps:
         )
         return after, jnp.where(keep, gradient, 0.0)
 
-    def _out(self, frame, target):
-        """log(w · score · β) of every arc."""
-        view, graph = self._view, self._graph
-        return self._weight + view.take(frame, graph.pdf) + view.take(target, graph.dst)
+    def _out(self, frame, target: Pair) -> Pair:
+        return arcs_out(self._view, self._weight, frame, target)
 
     def _share(self, frame, target, post, top):
         """The share of every arc in the state it leaves."""
-        out = self._out(frame, target) - self._view.spread(top)
-        return jnp.exp(minus(out, self._view.take(post, self._graph.src)))
+        out = pairs.add(self._out(frame, target), -self._view.spread(top))
+        return jnp.exp(
+            pairs.difference(out, post.map(lambda x: self._view.take(x, self._graph.src)))
+        )
 
     def _into_states(self, values):
         graph = self._graph
         return self._view.add_at(values, graph.dst, graph.num_states, is_sorted=True)
 
 
-def _leak_future(view: layout.Layout, post, future, initial, leaky: float):
+def _leak_future(view: layout.Layout, post: Pair, future, initial, leaky: float):
     """β and expected future accuracy before the leak from those after it."""
     if not leaky:
         return post, future
-    start = post + initial
-    whole = sum_states(view, start)
-    leaked = view.total(jnp.exp(minus(start, view.spread(finite(whole)))) * future)
-    pre = leak_backward(view, post, initial, leaky)
-    stay = jnp.exp(minus(post, pre))
-    return pre, stay * future + (1 - stay) * view.spread(leaked)
+    stay, _, share = leak_shares(view, post, initial, leaky)
+    leaked = view.spread(view.total(share * future))
+    return leak_backward(view, post, initial, leaky), stay * future + (1 - stay) * leaked
 
 
-def _leak_flow(view: layout.Layout, flow, past, post, initial, leaky: float):
+def _leak_flow(view: layout.Layout, flow, past, post: Pair, initial, leaky: float):
     """Flow and past accuracy after the leak of a frame boundary from those before it."""
     if not leaky:
         return flow, past
-    start = post + initial
-    whole = sum_states(view, start)
-    leak = view.spread(whole + math.log(leaky))
-    pre = jnp.logaddexp(post, leak)
-    stay, go = jnp.exp(minus(post, pre)), jnp.exp(minus(leak, pre))
-    share = jnp.exp(minus(start, view.spread(finite(whole))))
+    stay, go, share = leak_shares(view, post, initial, leaky)
 
     def through(x):
         return x * stay + view.spread(view.total(x * go)) * share
