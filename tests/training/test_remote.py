@@ -225,7 +225,8 @@ def test_a_replica_process_is_killed_and_training_goes_on(
     assert 'process died' in failure.error
     events = eventlog.read(tmp_path / monitor.EVENTS)[1]
     assert {event.worker for event in events if event.kind == 'applied'} == {0, 1}
-    assert replay.run(tmp_path)['identical']
+    result = replay.run(tmp_path)
+    assert result['identical'], result
 
 
 INTERRUPTED = """
