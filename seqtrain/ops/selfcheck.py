@@ -19,11 +19,12 @@ from seqtrain.fsa import Fsa
 from seqtrain.ops.dispatch import backends
 from seqtrain.ops.expectation import expected_accuracy
 from seqtrain.ops.forward_backward import occupancies
-from seqtrain.ops.graph import Graph, pack, pack_batch
+from seqtrain.ops.graph import pack, pack_batch
 from seqtrain.ops.viterbi import viterbi
 
 PDFS = 5
-FRAMES = 7
+FRAMES = 8
+BATCH = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,16 @@ def _scores(batch: int, scale: float = 1.0):
     return (scale * rng.normal(size=(batch, FRAMES, PDFS))).astype(np.float32)
 
 
-def _loop() -> Graph:
+def _loop() -> Fsa:
     zeros = np.zeros(PDFS)
-    return pack(_fsa(zeros, zeros, range(PDFS), zeros, [0.0], [0.0]))
+    return _fsa(zeros, zeros, range(PDFS), zeros, [0.0], [0.0])
+
+
+def _occupancies(scores, lengths, fsas: list[Fsa], backend: str):
+    """On one graph per utterance; always of one size, because compiling takes the time."""
+    graphs = pack_batch(fsas, num_states=4, num_arcs=10)
+    lengths = jnp.asarray(lengths, jnp.int32)
+    return occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
 
 
 def _gap(got, want) -> float:
@@ -96,9 +104,9 @@ def _gap(got, want) -> float:
 
 
 def _free_loop(backend: str) -> float:
-    scores, lengths = _scores(3), jnp.array([FRAMES, 4, 0], jnp.int32)
-    log_z, gamma = occupancies(jnp.asarray(scores), lengths, _loop(), backend=backend)
-    valid = np.arange(FRAMES) < np.asarray(lengths)[:, None]
+    scores, lengths = _scores(BATCH), np.array([FRAMES, 4, 0])
+    log_z, gamma = _occupancies(scores, lengths, [_loop()] * BATCH, backend)
+    valid = np.arange(FRAMES) < lengths[:, None]
     total = np.log(np.exp(scores.astype(np.float64)).sum(-1))
     softmax = np.exp(scores - total[:, :, None]) * valid[:, :, None]
     return max(_gap(log_z, (total * valid).sum(1)), _gap(gamma, softmax))
@@ -141,40 +149,36 @@ def _paths(fsa: Fsa, scores: np.ndarray) -> list[tuple[float, tuple[int, ...]]]:
 
 
 def _listed(backend: str) -> float:
-    fsas, frames = _random_fsas(3), 4
-    scores, lengths = _scores(3)[:, :frames], jnp.full(3, frames, jnp.int32)
-    log_z, gamma = occupancies(
-        jnp.asarray(scores), lengths, pack_batch(fsas, 4, 10), backend=backend
-    )
+    fsas, frames = _random_fsas(BATCH), 4
+    scores = _scores(BATCH)
+    log_z, gamma = _occupancies(scores, [frames] * BATCH, fsas, backend)
     error = 0.0
     for b, fsa in enumerate(fsas):
-        found = _paths(fsa, scores[b])
+        found = _paths(fsa, scores[b, :frames])
         total = np.logaddexp.reduce([w for w, _ in found])
         want = np.zeros((frames, PDFS))
         for weight, arcs in found:
             want[np.arange(frames), fsa.pdf[list(arcs)]] += np.exp(weight - total)
-        error = max(error, _gap(log_z[b], total), _gap(gamma[b], want))
+        error = max(error, _gap(log_z[b], total), _gap(gamma[b, :frames], want))
     return error
 
 
 def _underflow(backend: str) -> float:
     both = _fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
     half = np.array([[0.0, -500.0]] * 4)
-    scores = np.concatenate([half, half[:, ::-1]]).astype(np.float32)[None]
-    log_z, gamma = occupancies(
-        jnp.asarray(scores), jnp.array([8], jnp.int32), pack(both), backend=backend
-    )
-    return max(_gap(log_z, [np.log(2) - 2000]), _gap(gamma, np.full((1, 8, 2), 0.5)))
+    scores = np.zeros((BATCH, FRAMES, PDFS), np.float32)
+    scores[:, :, :2] = np.concatenate([half, half[:, ::-1]])
+    log_z, gamma = _occupancies(scores, [FRAMES] * BATCH, [both] * BATCH, backend)
+    return max(_gap(log_z, np.log(2) - 2000), _gap(gamma[:, :, :2], 0.5))
 
 
 def _bad_ones(backend: str) -> float:
     chain = _fsa([0, 1], [1, 2], [0, 1], [0, 0], [0, -np.inf, -np.inf], [-np.inf, -np.inf, 0])
-    loop = _fsa(np.zeros(PDFS), np.zeros(PDFS), range(PDFS), np.zeros(PDFS), [0.0], [0.0])
-    scores, lengths = _scores(3), jnp.array([1, FRAMES, FRAMES], jnp.int32)
-    graphs = pack_batch([chain, loop, loop])
-    clean = occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)[1]
+    scores, lengths = _scores(BATCH), [1, FRAMES, FRAMES]
+    fsas = [chain, _loop(), _loop()]
+    clean = _occupancies(scores, lengths, fsas, backend)[1]
     scores[1, 2, 0] = np.nan
-    log_z, gamma = occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
+    log_z, gamma = _occupancies(scores, lengths, fsas, backend)
     as_they_should = log_z[0] == -np.inf and np.isnan(log_z[1]) and not np.any(gamma[:2])
     return _gap(gamma[2], clean[2]) if as_they_should else float('inf')
 
@@ -183,10 +187,11 @@ def _expectation(backend: str) -> float:
     scores, accuracy = _scores(2), _scores(2)[:, ::-1].copy()
     lengths = jnp.full(2, FRAMES, jnp.int32)
 
+    graph = pack(_loop())
+
     def total(s):
-        return expected_accuracy(s, lengths, _loop(), jnp.asarray(accuracy), backend=backend)[
-            0
-        ].sum()
+        value, _ = expected_accuracy(s, lengths, graph, jnp.asarray(accuracy), backend=backend)
+        return value.sum()
 
     value, gradient = jax.value_and_grad(total)(jnp.asarray(scores))
     prob = np.exp(scores.astype(np.float64))
