@@ -23,7 +23,8 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
       lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
 
     Returns:
-      f32[B], summed over frames (nats). A label ≥ P gives NaN for that utterance.
+      f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, or NaN or +inf in a valid
+      frame, gives NaN for that utterance alone: mask it by the `valid` of a sequence criterion.
     """
     mask = frame_mask(logits, lengths)
     if labels.ndim == 2:
@@ -60,16 +61,32 @@ def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) ->
 
 
 def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
-    """½ Σ_t Σ_p logits², summed over valid frames -> f32[B] (Kaldi's chain l2-regularize)."""
+    """½ Σ_t Σ_p logits² over valid frames: l2-regularize of Kaldi's chain-training.h.
+
+    Args:
+      logits: f32[B, T, P].
+      lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
+
+    Returns:
+      f32[B], to be minimised; 0 at length 0, not finite where a valid frame is not.
+    """
     kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
     return 0.5 * jnp.square(kept).sum((1, 2))
 
 
 def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUtterance:
-    """½ Σ_t Σ_p max(|logits| − limit, 0)² over valid frames -> f32[B].
+    """½ Σ_t Σ_p max(|logits| − limit, 0)² over valid frames.
 
     Kaldi's out-of-range-regularize (chain-training.h): keeps outputs where exp() is harmless.
     Kaldi looks at a random half of the frames and doubles the penalty; this looks at all.
+
+    Args:
+      logits: f32[B, T, P].
+      lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
+      limit: natural-log units.
+
+    Returns:
+      f32[B], to be minimised; 0 at length 0, not finite where a valid frame is not.
     """
     kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
     return 0.5 * jnp.square(jnp.maximum(jnp.abs(kept) - limit, 0.0)).sum((1, 2))

@@ -36,7 +36,8 @@ def frame_accuracy(
     reference is silence; without it a silence pdf never earns anything.
 
     Args:
-      labels: i32[B, T], reference pdfs; −1 (no reference) earns nothing.
+      labels: i32[B, T], reference pdfs; −1 or anything else outside 0..P−1 (no reference) earns
+        nothing.
       num_pdfs: P.
       classes: the class of every pdf, P integers: pdfs themselves for pdf accuracy (None), HMM
         states for state accuracy, phones for phone accuracy.
@@ -61,8 +62,9 @@ def frame_accuracy(
         is_silence[np.asarray(silence)] = True
         if one_silence_class:
             kind = np.where(is_silence, kind.max() + 1, kind)
-    reference = jnp.where(labels >= 0, jnp.asarray(kind)[labels], -1)
-    right = (reference[:, :, None] == jnp.asarray(kind)[None, None, :]) & (labels >= 0)[:, :, None]
+    known = (labels >= 0) & (labels < num_pdfs)
+    reference = jnp.where(known, jnp.asarray(kind)[jnp.where(known, labels, 0)], -1)
+    right = (reference[:, :, None] == jnp.asarray(kind)[None, None, :]) & known[:, :, None]
     if not one_silence_class:
         right = right & ~jnp.asarray(is_silence)[None, None, :]
     accuracy = right.astype(jnp.float32)
@@ -108,7 +110,9 @@ def bayes_risk(
 
     Returns:
       An `Outcome` whose numerator is the denominator's log-partition too (there is one graph).
-      Divide value by the frames (or phones) of the reference for a rate.
+      Divide value by the frames (or phones) of the reference for a rate. An utterance without a
+      path, or with NaN or infinities in valid frames, has valid=False, a reason, value 0 and
+      gradient 0; the others are untouched.
 
     Raises:
       ValueError: shapes that do not fit together.
@@ -134,6 +138,9 @@ def smbr(
     **options,
 ) -> Outcome:
     """State-level minimum Bayes risk: the expected number of frames whose state is right.
+
+    E_den[Σ_t 1(state of path_t = state of label_t)] (Gibson & Hain 2006; Kingsbury 2009; silence
+    as in Kaldi); derivatives as in `bayes_risk`.
 
     Args:
       logits, lengths, denominator: as in `bayes_risk`.
@@ -172,6 +179,7 @@ def mpe(
 ) -> Outcome:
     """Minimum phone error: the expected phone accuracy, measured frame by frame.
 
+    E_den[Σ_t 1(phone of path_t = phone of label_t) / (frames of the reference phone at t)].
     With `per_phone` a reference phone earns the fraction of its frames that carry the right phone
     (so A counts phones); without it A counts frames, Kaldi's `mpfe`. Differs from Povey's (2003)
     raw phone accuracy in that insertions cost only through the frames they take: a graph without

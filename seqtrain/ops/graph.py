@@ -143,7 +143,14 @@ def pack_batch(
 
 
 def min_frames(fsa: Fsa) -> int:
-    """Frames of the shortest path from an initial to a final state; `NEVER` if there is none."""
+    """Frames of the shortest path from an initial to a final state, over arcs of finite weight.
+
+    Args:
+      fsa: a valid acceptor; see `Fsa.validate`.
+
+    Returns:
+      A count of frames; 0 where a state starts and ends, `NEVER` where there is no path.
+    """
     starts = np.flatnonzero(np.isfinite(fsa.initial))
     ends = np.isfinite(fsa.final)
     if not len(starts) or not ends.any():

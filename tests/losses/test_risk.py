@@ -53,6 +53,11 @@ def test_frame_accuracy(one_class, silence):
     np.testing.assert_array_equal(got, by_hand(labels, [0, 1, 2, 3], silence, one_class))
 
 
+def test_a_label_of_another_network_earns_nothing():
+    accuracy = losses.frame_accuracy(jnp.array([[3, 4, 400, -7, 0]]), 4)
+    np.testing.assert_array_equal(accuracy.sum(-1), [[1, 0, 0, 0, 1]])
+
+
 def test_per_segment_accuracy_counts_phones():
     labels = jnp.array([[0, 1, 1, 2, 2, 2]])  # phones a a a b b b (pdfs 0 and 1 are phone a)
     accuracy = losses.frame_accuracy(labels, 3, classes=[0, 0, 1], per_segment=True)

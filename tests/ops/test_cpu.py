@@ -75,7 +75,7 @@ def test_every_instruction_set_agrees_with_xla(instructions, make):
         moments = cpu.expectation(s, accuracy[:batch], n, graph, 0.0)
         best = cpu.viterbi(s, n, graph)
         for a, b in zip((*got, *moments), (*want, *want_moments), strict=True):
-            np.testing.assert_allclose(a, b[:batch], rtol=2e-5, atol=2e-5)
+            np.testing.assert_allclose(a, b[:batch], rtol=1e-5, atol=1e-5)
         for a, b in zip(best, want_best, strict=True):
             np.testing.assert_array_equal(a, b[:batch])
     assert cpu.redone() == before
@@ -159,7 +159,7 @@ def test_moments_in_every_number_of_lanes_agree_with_xla(make, leaky):
     for batch in (1, 3, 7, 33):
         got = cpu.expectation(scores[:batch], accuracy[:batch], lengths[:batch], graph, leaky)
         for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b[:batch], rtol=2e-5, atol=2e-5)
+            np.testing.assert_allclose(a, b[:batch], rtol=1e-5, atol=1e-5)
     assert cpu.redone() == before
 
 
