@@ -47,13 +47,14 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
     carry, history = jax.lax.scan(
         steps.backward, steps.last(scores.dtype), (*frames, active), reverse=True
     )
-    first, ahead, log_scale, mean = carry
+    post, ahead, log_scale, mean = carry
+    first, future = _leak_future(view, post, ahead, steps.initial, leaky)
     start = pairs.add(first, steps.initial)
     log_z = sum_states(view, start)
     flow = jnp.exp(pairs.difference(start, log_z.map(view.spread)))
-    value = mean + view.total(flow * ahead)
+    value = mean + view.total(flow * future)
     _, gradient = jax.lax.scan(
-        steps.forward, (flow, jnp.zeros_like(flow)), (*frames, active, history)
+        steps.forward, (flow, jnp.zeros_like(flow), post), (*frames, active, history)
     )
     feasible = log_z.high > -jnp.inf
     return (
@@ -78,13 +79,13 @@ class _Steps:
         final = jnp.broadcast_to(self._final, state_shape(self._view))
         future = jnp.zeros_like(final)
         none = jnp.zeros(self._view.num_utterances, dtype)
-        leaked = _leak_future(self._view, pairs.single(final), future, self.initial, self._leaky)
-        return *leaked, pairs.single(none), none
+        return pairs.single(final), future, pairs.single(none), none
 
     def backward(self, carry, step):
         view, graph = self._view, self._graph
-        target, future, log_scale, mean = carry
+        next_post, next_ahead, log_scale, mean = carry
         frame, gain, active = step
+        target, future = _leak_future(view, next_post, next_ahead, self.initial, self._leaky)
         post = sum_at(view, self._out(frame, target), graph.src)
         top = finite(view.largest(post.high))
         post = pairs.add(post, -view.spread(top))
@@ -94,22 +95,22 @@ class _Steps:
         here = jnp.exp(pairs.difference(post, sum_states(view, post).map(view.spread)))
         centre = view.total(here * ahead)
         ahead = jnp.where(post.high > -jnp.inf, ahead - view.spread(centre), 0.0)
-        new_target, new_future = _leak_future(view, post, ahead, self.initial, self._leaky)
         keep = view.spread(active)
         after = (
-            pairs.where(keep, new_target, target),
-            jnp.where(keep, new_future, future),
+            pairs.where(keep, post, next_post),
+            jnp.where(keep, ahead, next_ahead),
             pairs.add(log_scale, jnp.where(active, top, 0.0)),
             mean + jnp.where(active, centre, 0.0),
         )
-        post = pairs.where(keep, post, target)
-        return after, (pairs.kept(target), future, pairs.kept(post), top, centre)
+        # What the leak adds is computed again on the way forward.
+        return after, (pairs.kept(next_post), next_ahead, top, centre)
 
     def forward(self, carry, step):
         view, graph = self._view, self._graph
-        flow, past = carry
-        frame, gain, active, (target, future, post, top, centre) = step
-        target, post = pairs.restored(target), pairs.restored(post)
+        flow, past, post = carry
+        frame, gain, active, (next_kept, next_ahead, top, centre) = step
+        next_post = pairs.restored(next_kept)
+        target, future = _leak_future(view, next_post, next_ahead, self.initial, self._leaky)
         flow_post, past_post = _leak_flow(view, flow, past, post, self.initial, self._leaky)
         share = self._share(frame, target, post, top)
         moved = view.take(flow_post, graph.src) * share
@@ -125,6 +126,7 @@ class _Steps:
         after = (
             jnp.where(keep, self._into_states(moved / norm), flow),
             jnp.where(keep, self._into_states(before / norm), past),
+            next_post,
         )
         return after, jnp.where(keep, gradient, 0.0)
 

@@ -58,10 +58,14 @@ def where(choose, x: Pair, y: Pair) -> Pair:
 
 
 def kept(x: Pair) -> Pair:
-    """x with fewer digits of `low`, for a history of many: 33 of 48 bits in 6 bytes."""
-    return Pair(x.high, x.low.astype(jnp.bfloat16))
+    """x with fewer digits of `low`, for a history of many: 33 of 48 bits in 6 bytes.
+
+    Integers, because XLA on CPUs keeps what is declared as bfloat16 in single precision.
+    """
+    return Pair(x.high, jax.lax.bitcast_convert_type(x.low.astype(jnp.bfloat16), jnp.uint16))
 
 
 def restored(x: Pair) -> Pair:
     """What `kept` kept."""
-    return Pair(x.high, x.low.astype(x.high.dtype))
+    low = jax.lax.bitcast_convert_type(x.low, jnp.bfloat16)
+    return Pair(x.high, low.astype(x.high.dtype))

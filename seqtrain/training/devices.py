@@ -1,12 +1,21 @@
-"""JAX set up for a run: one device per replica, a compile cache that outlives the process."""
+"""JAX set up for a run: one device per replica, a compile cache that outlives the process.
+
+XLA splits sums over the threads of its pool, as many as there are cores or host devices, whichever
+are more; so the last bits of a step depend on both. A run leaves in `machine.json` what decides
+about them, and its replay compares.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pathlib
+import platform
+from typing import Any
 
 import jax
+import ml_collections
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +24,11 @@ def cache_root(cache_dir: str = '') -> pathlib.Path:
     """The folder for everything that can be made again: `cache_dir`, else $SEQTRAIN_CACHE."""
     default = os.environ.get('SEQTRAIN_CACHE') or '~/.cache/seqtrain'
     return pathlib.Path(cache_dir or default).expanduser()
+
+
+def count(exchange: ml_collections.ConfigDict) -> int:
+    """Host devices that a run's own process needs; replicas that are processes have theirs."""
+    return 1 if exchange.ray_replicas else exchange.num_replicas
 
 
 def set_up(num_replicas: int, cache_dir: str = '') -> None:
@@ -45,3 +59,37 @@ def replica_devices(num_replicas: int) -> list[jax.Device]:
             len(devices),
         )
     return [devices[n % len(devices)] for n in range(num_replicas)]
+
+
+MACHINE = 'machine.json'
+
+
+def machine() -> dict[str, Any]:
+    """What decides about the last bits of a step; JSON types."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return {
+        'backend': jax.default_backend(),
+        'device': jax.local_devices()[0].device_kind,
+        'processor': platform.machine(),
+        'jax': jax.__version__,
+        'threads': max(cores, jax.local_device_count()),
+    }
+
+
+def record_machine(folder: pathlib.Path) -> None:
+    """Leaves `machine.json` in the folder of a run that begins; warns where one goes on elsewhere."""
+    file = folder / MACHINE
+    if not file.exists():
+        file.write_text(json.dumps(machine(), indent=2) + '\n')
+        return
+    for change in machine_changes(folder):
+        logger.warning('The run began with another %s: its replay will not be exact.', change)
+
+
+def machine_changes(folder: pathlib.Path) -> list[str]:
+    """What is no longer as `machine.json` has it, a phrase each."""
+    file = folder / MACHINE
+    then = json.loads(file.read_text()) if file.exists() else {}
+    now = machine()
+    return [f'{key} ({then[key]}, now {now[key]})' for key in then if then[key] != now.get(key)]

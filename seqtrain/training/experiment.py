@@ -60,12 +60,13 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
     serving.check(config)
     lattice_stage.check(config)
     serving.start_transport(config)
-    devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
+    devices.set_up(devices.count(config.exchange), config.data.cache_dir)
     return _run(config, pathlib.Path(path), quiet)
 
 
 def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
     with Workdir(path, config.to_dict()) as workdir:
+        devices.record_machine(workdir.path)
         before = {}
         if start.needs_monophones(config):
             before = _monophone_run(config, path / start.MONO, quiet)
@@ -116,7 +117,7 @@ class Experiment:
         self.denominator = None
         if not lattice_stage.on_lattices(config):
             self.denominator = jax.device_get(ops.pack(self.data.denominator))
-        self.devices = devices.replica_devices(config.exchange.num_replicas)
+        self.devices = devices.replica_devices(devices.count(config.exchange))
         self.book = lease_book(config, self.data)
         self.gate = CompileGate()
         self.labels: list[np.ndarray] = []

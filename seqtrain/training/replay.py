@@ -8,6 +8,7 @@ augmentation, dropout, alignments) is a function of the config.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -37,13 +38,16 @@ from seqtrain.training.leasing import lease_book, parts
 from seqtrain.training.replica import LocalTraining
 from seqtrain.training.workdir import Workdir, WorkdirError
 
+logger = logging.getLogger(__name__)
+
 
 def run(path: str | pathlib.Path) -> dict[str, Any]:
     """Replays the run in `path` and compares its end with the newest checkpoint.
 
     Returns:
-      JSON types: `identical`, `pushes`, `max_difference`, `shards`; where the states are tied, the
-      same of the monophone run under `mono`, and `identical` says it of both.
+      JSON types: `identical`, `pushes`, `max_difference`, `shards`, and in `machine_changes` what
+      is another than in the run and decides about last bits (threads, jax, ...); where the states
+      are tied, the same of the monophone run under `mono`, and `identical` says it of both.
 
     Raises:
       WorkdirError: there is no finished run.
@@ -51,7 +55,10 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
     """
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
-        devices.set_up(config.exchange.num_replicas, config.data.cache_dir)
+        devices.set_up(devices.count(config.exchange), config.data.cache_dir)
+        changes = devices.machine_changes(workdir.path)
+        for change in changes:
+            logger.warning('The run was made with another %s: last bits may differ.', change)
         checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
         position = checkpoints.latest()
         checkpoints.close()
@@ -76,6 +83,7 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
         'max_difference': max(float(np.abs(a - b).max()) for a, b in zip(ends, saved, strict=True)),
         'pushes': recorded.computed,
         'shards': len(stores),
+        'machine_changes': changes,
     }
     return result if before is None else {**result, 'mono': before}
 

@@ -94,8 +94,8 @@ def write(
         skipped=_skipped(run),
         pictures=pictures,
         notes=[
-            f'seed {run.config.seed}; {len(run.devices)} replicas on {jax.default_backend()}, '
-            f'{run.config.exchange.num_shards} shards, rule {run.config.exchange.rule}',
+            f'seed {run.config.seed}; {exchange.num_replicas} replicas on {jax.default_backend()}, '
+            f'{exchange.num_shards} shards, rule {exchange.rule}',
             f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
             f'jax {jax.__version__}',
             *map(str, run.monitor.failures),

@@ -1,6 +1,7 @@
 """The run's folder: one run at a time, one config for its whole life.
 
 config.json      the resolved config; a run with another config is refused
+machine.json     threads, jax, ...: what decides about last bits (`training.devices`)
 lock             held (flock) by the running process, freed by the kernel at any death
 checkpoints/     Orbax steps          model/       decoding graphs, shapes, sample rate
 tensorboard/     scalars              decode/      hypotheses as Kaldi `text`, scores

@@ -16,6 +16,7 @@ from seqtrain.training import (
     align,
     assembly,
     bootstrap,
+    devices,
     experiment,
     monitor,
     replay,
@@ -206,6 +207,27 @@ def test_replay_ends_with_the_same_bits(make_config, tmp_path, run_until_power_c
     result = replay.run(tmp_path)
     assert result['identical']
     assert result['pushes'] >= 14
+    assert result['machine_changes'] == []
+
+
+def test_a_replay_says_what_is_another_than_in_the_run(make_config, tmp_path, caplog):
+    config = make_config()
+    experiment.run(config, tmp_path, quiet=True)
+    file = tmp_path / devices.MACHINE
+    then = json.loads(file.read_text())
+    assert then['threads'] >= jax.device_count()
+    file.write_text(json.dumps({**then, 'threads': 96}))
+    (change,) = replay.run(tmp_path)['machine_changes']
+    assert change == f'threads (96, now {then["threads"]})'
+    assert change in caplog.text
+    caplog.clear()
+    experiment.run(config, tmp_path, quiet=True)
+    assert f'another {change}: its replay will not be exact' in caplog.text
+
+
+def test_replicas_that_are_processes_leave_the_driver_one_device(make_config):
+    assert devices.count(make_config().exchange) == 2
+    assert devices.count(make_config(exchange__ray_replicas=True).exchange) == 1
 
 
 def test_replay_of_a_changed_log_differs(make_config, tmp_path):
