@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
 
 
 def record_machine(folder: pathlib.Path) -> None:
-    """Leaves `machine.json` in the folder of a run that begins; warns where one goes on elsewhere."""
+    """Leaves `machine.json` where a run begins; warns where one goes on elsewhere."""
     file = folder / MACHINE
     if not file.exists():
         file.write_text(json.dumps(machine(), indent=2) + '\n')

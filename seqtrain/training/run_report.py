@@ -73,6 +73,7 @@ def write(
       pictures: captions and SVG elements of lattices.
     """
     updates, applied = run.monitor.updates, _of_kind(run.monitor.events, 'applied')
+    exchange = run.config.exchange
     record = report.RunRecord(
         title=f'{run.config.name}: {_MODES[run.config.exchange.mode]} sequence training',
         config=yaml.safe_dump(run.workdir.config, sort_keys=True),

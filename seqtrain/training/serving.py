@@ -115,6 +115,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     policy(config)
     _check_rule(settings)
     _rule(settings, 1.0)
+    if settings.lease_s < 0:
+        raise ValueError(
+            f'config.exchange.lease_s is {settings.lease_s}: give seconds, longer than a step and '
+            'the compilation before the first one take, or 0 for never.'
+        )
     if settings.dylu and (settings.local_steps < 2 or settings.mode == 'sync'):
         raise ValueError(
             'config.exchange.dylu gives each replica its own number of local steps: it needs '
@@ -284,8 +289,9 @@ def server(
     """
     settings = config.exchange
     first, order = rule(config, kind), policy(config)
+    options: dict[str, Any] = {'lease_s': settings.lease_s or None, 'on_event': on_event}
     if settings.transport == 'local':
-        return exchange.LocalServer(params, settings.num_shards, first, order, on_event=on_event)
+        return exchange.LocalServer(params, settings.num_shards, first, order, **options)
     from seqtrain.exchange.transport import ray as ray_transport
 
     directory.mkdir(exist_ok=True)
@@ -296,7 +302,7 @@ def server(
         order,
         directory=str(directory),
         checkpoint_every=config.checkpoint.every_updates,
-        on_event=on_event,
+        **options,
     )
 
 

@@ -239,6 +239,32 @@ def test_a_replica_process_is_killed_and_training_goes_on(
     assert_replays(tmp_path)
 
 
+@pytest.mark.slow
+def test_nobody_waits_for_a_process_that_is_paused_beyond_its_lease(
+    ray_here, make_config, tmp_path, monkeypatch
+):
+    made, seen, add, init = [], [], monitor.Monitor.add, hosts.Hosts.__init__
+
+    def watched(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    def pausing(self, update):
+        add(self, update)
+        seen.append(update)
+        if len(seen) in (5, 9):  # a round is 2: without the other no more than 7 are completed
+            os.kill(made[0].pids()[1], signal.SIGSTOP if len(seen) == 5 else signal.SIGCONT)
+
+    monkeypatch.setattr(hosts.Hosts, '__init__', watched)
+    monkeypatch.setattr(monitor.Monitor, 'add', pausing)
+    config = make_config(**REMOTE, exchange__mode='sync', exchange__lease_s=1.0)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['replica_failures']) == (14, 0)
+    events = eventlog.read(tmp_path / monitor.EVENTS)[1]
+    assert 'left' in {event.kind for event in events if event.worker == 1}
+    assert_replays(tmp_path)
+
+
 INTERRUPTED = """
 import os, runpy, signal, sys
 from seqtrain.training import monitor

@@ -92,6 +92,7 @@ def test_replay_says_when_what_a_local_optimiser_saw_is_missing(make_config, tmp
         ({'dylu': True}, 'local_steps of 2'),
         ({'backup_replicas': 1}, 'mode=sync'),
         ({'backup_replicas': 2, **SYNC}, 'smaller than num_replicas'),
+        ({'lease_s': -1.0}, 'give seconds'),
         ({'ray_replicas': True}, 'transport=ray'),
     ],
 )
