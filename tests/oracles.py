@@ -153,6 +153,20 @@ def hmm_fsa(rng: np.random.Generator, num_states: int, num_arcs: int, num_pdfs: 
     return dataclasses.replace(fsa, pdf=entered[fsa.dst])
 
 
+def awkward_fsa(rng: np.random.Generator) -> Fsa:
+    """A cycle, parallel arcs (one pdf or two), self loops, two initial and two final states, a dead
+    end (3) and a state that nothing reaches (4), in 5 states, 10 arcs and 3 pdfs."""
+    weights = rng.normal(size=14)
+    return Fsa(
+        src=[0, 0, 0, 0, 1, 2, 2, 2, 4, 4],
+        dst=[0, 1, 1, 1, 2, 1, 2, 3, 0, 4],
+        pdf=[0, 1, 1, 2, 0, 1, 2, 0, 1, 0],
+        weight=weights[:10],
+        initial=[weights[10], weights[11], NEG_INF, NEG_INF, NEG_INF],
+        final=[NEG_INF, weights[12], weights[13], NEG_INF, 0.3],
+    )
+
+
 @st.composite
 def fsas(draw, max_states: int = 5, max_arcs: int = 12, num_pdfs: int = 3) -> Fsa:
     """Small random acceptors, of either kind."""

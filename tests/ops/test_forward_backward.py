@@ -8,8 +8,6 @@ import numpy as np
 import oracles
 import pytest
 from backends import BACKENDS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
@@ -38,18 +36,6 @@ def check(log_z, gamma, scores, lengths, fsas, leaky=0.0, reference=oracles.forw
             assert log_z[b] == want_z
         np.testing.assert_allclose(gamma[b, :n], want_gamma, atol=1e-5)
         assert not np.any(gamma[b, n:])
-
-
-@pytest.mark.parametrize('backend', BACKENDS)
-@settings(max_examples=25, deadline=None)
-@given(st.lists(oracles.fsas(), min_size=4, max_size=4), st.integers(0, 2**32 - 1))
-def test_batch_of_graphs_matches_enumeration(backend, fsas, seed):
-    rng = np.random.default_rng(seed)
-    scores = rng.normal(size=(4, 5, PDFS)).astype(np.float32)
-    lengths = rng.integers(0, 6, size=4).astype(np.int32)
-    graphs = ops.pack_batch(fsas, num_states=5, num_arcs=12)
-    log_z, gamma = ops.occupancies(jnp.asarray(scores), lengths, graphs, backend=backend)
-    check(log_z, np.asarray(gamma), scores, lengths, fsas, reference=oracles.enumerate_partition)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
