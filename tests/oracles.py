@@ -167,6 +167,23 @@ def awkward_fsa(rng: np.random.Generator) -> Fsa:
     )
 
 
+def lattice_fsa(rng: np.random.Generator, frames: int, num_pdfs: int, width: int = 3) -> Fsa:
+    """States stand between two frames, one before the first, `width` after every other; every state
+    has two arcs out, so some are dead ends or unreachable; several final states."""
+    src, dst = [], []
+    for t in range(frames):
+        here = [0] if t == 0 else range(1 + (t - 1) * width, 1 + t * width)
+        for state in here:
+            src += [state, state]
+            dst += list(1 + t * width + rng.integers(width, size=2))
+    num_states = 1 + frames * width
+    initial = np.where(np.arange(num_states) == 0, 0.2, NEG_INF)
+    final = np.where(np.arange(num_states) >= num_states - width, 0.0, NEG_INF)
+    final[-width:] = rng.normal(size=width)
+    pdf = rng.integers(num_pdfs, size=len(src))
+    return Fsa(src, dst, pdf, rng.normal(size=len(src)), initial, final)
+
+
 @st.composite
 def fsas(draw, max_states: int = 5, max_arcs: int = 12, num_pdfs: int = 3) -> Fsa:
     """Small random acceptors, of either kind."""

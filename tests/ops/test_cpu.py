@@ -81,6 +81,18 @@ def test_every_instruction_set_agrees_with_xla(instructions, make):
     assert cpu.redone() == before
 
 
+def test_every_instruction_set_takes_the_same_of_equal_paths(instructions):
+    fsa = graph_of(oracles.random_fsa)
+    flat = Fsa(fsa.src, fsa.dst, fsa.pdf, 0 * fsa.weight, 0 * fsa.initial, 0 * fsa.final)
+    scores, lengths = ragged(33, 12)
+    scores = jnp.round(scores)
+    want = ops.viterbi(scores, lengths, ops.pack(flat), backend='xla')
+    for batch in (1, 4, 5, 16, 33):
+        best = cpu.viterbi(scores[:batch], lengths[:batch], ops.pack(flat))
+        for a, b in zip(best, want, strict=True):
+            np.testing.assert_array_equal(a, b[:batch])
+
+
 def test_unknown_instructions_are_refused():
     with pytest.raises(ValueError, match='no kernels'):
         cpu.choose_instructions('avx1024')
