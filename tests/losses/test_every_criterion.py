@@ -14,7 +14,7 @@ import pytest
 from backends import BACKENDS
 from criteria import BOOST, CRITERIA, LABELS, LENGTHS, PDFS, PHONES
 
-from seqtrain import losses, ops
+from seqtrain import ops
 
 NAMES = pytest.mark.parametrize('name', CRITERIA)
 LATTICES = pytest.mark.parametrize('lattices', [False, True], ids=['lattice-free', 'lattices'])
