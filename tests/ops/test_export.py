@@ -1,69 +1,70 @@
 """Every criterion with its gradient exports for every platform, from a host with a CPU only."""
 
 import functools
+import itertools
 import re
 
+import criteria
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from backends import TRITON, on_cuda
+from criteria import CRITERIA, FRAMES, LABELS, LENGTHS, PDFS
 from jax import export
 
-from seqtrain import losses, ops
+from seqtrain import losses
 
-B, T, P = 2, 6, 4
-SCORES = jax.ShapeDtypeStruct((B, T, P), jnp.float32)
+SCORES = jax.ShapeDtypeStruct((len(LENGTHS), FRAMES, PDFS), jnp.float32)
+SEQUENCE = {
+    **CRITERIA,
+    'leaky mmi': lambda *args, **options: CRITERIA['mmi'](*args, leaky=0.1, **options),
+}
+FRAME = {
+    'cross_entropy': lambda x: losses.cross_entropy(x, LABELS, LENGTHS),
+    'soft cross_entropy': lambda x: losses.cross_entropy(x, jax.nn.one_hot(LABELS, PDFS), LENGTHS),
+    'output_l2': lambda x: losses.output_l2(x, LENGTHS),
+    'out_of_range': lambda x: losses.out_of_range(x, LENGTHS),
+}
 
 
 @functools.cache
-def graphs():
-    rng = np.random.default_rng(0)
-    fsas = [oracles.random_fsa(rng, 4, 10, P) for _ in range(B)]
-    return ops.pack(oracles.hmm_fsa(rng, 4, 10, P)), ops.pack_batch(fsas)
+def graphs(lattices: bool):
+    return criteria.packed(*criteria.graphs(lattices), lattices)
 
 
-def criteria():
-    labels, lengths = jnp.zeros((B, T), jnp.int32), jnp.full(B, T, jnp.int32)
-    accuracy = losses.frame_accuracy(labels, P)
-    return {
-        'mmi': lambda x, d, n: losses.lf_mmi(x, lengths, n, d, leaky=0.1).value,
-        'bmmi': lambda x, d, n: losses.lf_mmi(x, lengths, n, d, boost=0.1, accuracy=accuracy).value,
-        'smbr': lambda x, d, n: losses.smbr(x, lengths, labels, d).value,
-        'mpe': lambda x, d, n: losses.mpe(x, lengths, labels, n, [0, 0, 1, 1]).value,
-        'ctc': lambda x, d, n: losses.ctc(x, lengths, n).value,
-        'ctc_crf': lambda x, d, n: losses.ctc_crf(x, lengths, n, d).value,
-        'cross_entropy': lambda x, d, n: losses.cross_entropy(x, labels, lengths),
-    }
+def criterion(name: str, lattices: bool):
+    """f(scores) -> f32[B]."""
+    if name in FRAME:
+        return FRAME[name]
+    num, den = graphs(lattices)
+    return lambda x: SEQUENCE[name](x, LENGTHS, num, den).value
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
-@pytest.mark.parametrize('name', ['mmi', 'bmmi', 'smbr', 'mpe', 'ctc', 'ctc_crf', 'cross_entropy'])
-def test_exports_without_a_custom_call_of_ours(name, platform):
-    shared, each = graphs()
-    criterion = criteria()[name]
-
-    def total(x):
-        return criterion(x, shared, each).sum()
-
-    module = export.export(jax.jit(jax.value_and_grad(total)), platforms=[platform])(SCORES)
+@pytest.mark.parametrize(
+    ('name', 'lattices'),
+    [*itertools.product(SEQUENCE, [False, True]), *((name, False) for name in FRAME)],
+)
+def test_exports_without_a_custom_call_of_ours(name, lattices, platform):
+    one = criterion(name, lattices)
+    step = jax.jit(jax.value_and_grad(lambda x: one(x).sum()))
+    module = export.export(step, platforms=[platform])(SCORES)
     assert module.platforms == (platform,)
     targets = ''.join(re.findall(r'custom_call\s*@\S+', module.mlir_module()))
     assert 'seqtrain' not in targets
     assert 'triton' not in targets
 
 
-@pytest.mark.parametrize('name', ['mmi', 'smbr'])
+@pytest.mark.parametrize('name', ['leaky mmi', 'smbr'])
 def test_the_gpu_kernels_are_exported_where_they_are_asked_for(name):
     # Not by 'auto': JAX promises no compatibility for Triton calls, and old GPUs cannot run them.
-    shared, each = graphs()
-    lengths, labels = jnp.full(B, T, jnp.int32), jnp.zeros((B, T), jnp.int32)
-    criterion = {
-        'mmi': lambda x: losses.lf_mmi(x, lengths, each, shared, leaky=0.1, backend='gpu'),
-        'smbr': lambda x: losses.smbr(x, lengths, labels, shared, backend='gpu'),
-    }[name]
-    step = jax.jit(jax.value_and_grad(lambda x: criterion(x).value.sum()))
+    num, den = graphs(lattices=False)
+
+    def total(x):
+        return SEQUENCE[name](x, LENGTHS, num, den, backend='gpu').value.sum()
+
+    step = jax.jit(jax.value_and_grad(total))
     with on_cuda():
         with pytest.raises(ValueError, match='compatibility guarantees'):
             export.export(step, platforms=['cuda'])(SCORES)
@@ -74,14 +75,16 @@ def test_the_gpu_kernels_are_exported_where_they_are_asked_for(name):
         export.export(step, platforms=['tpu'])(SCORES)
 
 
-def test_an_exported_module_computes_the_same():
-    shared, each = graphs()
+@pytest.mark.parametrize('name', ['leaky mmi', 'smbr'])
+@pytest.mark.parametrize('lattices', [False, True])
+def test_an_exported_module_computes_the_same(name, lattices):
+    one = criterion(name, lattices)
 
     def total(x):
-        return criteria()['mmi'](x, shared, each).sum()
+        return one(x).sum()
 
     module = export.export(jax.jit(jax.value_and_grad(total)), platforms=['cpu', 'tpu'])(SCORES)
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, P)), jnp.float32)
+    x = jnp.asarray(criteria.logits())
     value, gradient = module.call(x)
     want, want_gradient = jax.value_and_grad(total)(x)
     np.testing.assert_allclose(value, want, rtol=1e-5)
