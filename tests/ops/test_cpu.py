@@ -161,6 +161,23 @@ def test_checkpoints_change_nothing(monkeypatch, make, batch):
 
 
 @pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@pytest.mark.parametrize('batch', [8, 32])
+def test_a_history_beyond_the_caches_is_written_past_them(monkeypatch, instructions, make, batch):
+    graph = ops.pack(graph_of(make, states=2500, arcs=10_000))
+    scores, lengths = ragged(batch, 90)
+
+    def both():
+        moments = cpu.expectation(scores, scores**2, lengths, graph, 0.0)
+        return *cpu.forward_backward(scores, lengths, graph, 0.0), *moments
+
+    before, large = cpu.redone(), both()
+    monkeypatch.setattr(cpu, 'HISTORY_BYTES', 1)  # so that little is kept at a time
+    for a, b in zip(large, both(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert cpu.redone() == before
+
+
+@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
 @pytest.mark.parametrize('leaky', [0.0, 0.05])
 def test_moments_in_every_number_of_lanes_agree_with_xla(make, leaky):
     graph = ops.pack(graph_of(make))
