@@ -25,7 +25,14 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
     Returns:
       f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, or NaN or +inf in a valid
       frame, gives NaN for that utterance alone: mask it by the `valid` of a sequence criterion.
+
+    Raises:
+      ValueError: labels of another shape.
     """
+    if labels.shape not in (logits.shape[:2], logits.shape):
+        raise ValueError(
+            f'labels must be [B, T] or [B, T, P] as the logits {logits.shape}; got {labels.shape}.'
+        )
     mask = frame_mask(logits, lengths)
     if labels.ndim == 2:
         mask = mask & (labels >= 0)

@@ -56,15 +56,17 @@ def lf_mmi(
       backend: see `ops.log_partition`.
 
     Returns:
-      An `Outcome`. value ≤ 0 where the numerator's paths are among the denominator's, c = 1 and
-      b = 0. An infeasible utterance has valid=False, a reason, value 0 and gradient 0; the others
-      are untouched.
+      An `Outcome`; value in nats, ≤ 0 where the numerator's paths are among the denominator's,
+      c = 1 and b = 0. An infeasible utterance has valid=False, a reason, value 0 and gradient 0;
+      the others are untouched.
 
     Raises:
       ValueError: shapes that do not fit together, or a boost without accuracies.
     """
     if boost and accuracy is None:
         raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
+    if accuracy is not None and accuracy.shape != logits.shape:
+        raise ValueError(f'accuracy must be {logits.shape}; got {accuracy.shape}.')
     scores = scaled(logits, acoustic_scale, log_priors)
     fixed = jax.lax.stop_gradient(scores)
     num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
@@ -95,7 +97,8 @@ def ctc(logits: Scores, lengths: Lengths, numerators: Graph, *, backend: str = '
       backend: see `ops.log_partition`.
 
     Returns:
-      An `Outcome` with denominator 0; a label sequence that does not fit is TOO_SHORT.
+      An `Outcome` with denominator 0; value ≤ 0 (nats). A label sequence that does not fit is
+      TOO_SHORT, NaN or +inf in a valid frame NON_FINITE; value and gradient are then 0.
 
     Raises:
       ValueError: shapes that do not fit together.
@@ -128,7 +131,7 @@ def ctc_crf(
       backend: see `ops.log_partition`.
 
     Returns:
-      An `Outcome`, as `lf_mmi`.
+      An `Outcome` with value (nats), reasons and gradients as in `lf_mmi`.
 
     Raises:
       ValueError: shapes that do not fit together.
@@ -143,6 +146,10 @@ def ctc_crf(
 def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) -> Scores:
     """κ (logits − log priors)."""
     if log_priors is not None:
+        if jnp.shape(log_priors) != logits.shape[2:]:
+            raise ValueError(
+                f'log_priors must be [P] = {logits.shape[2:]}; got {jnp.shape(log_priors)}.'
+            )
         logits = logits - jnp.asarray(log_priors, logits.dtype)[None, None, :]
     return acoustic_scale * logits if acoustic_scale != 1.0 else logits
 

@@ -22,6 +22,7 @@ from seqtrain.ops import cpu, gpu
 from seqtrain.ops.graph import Graph
 
 BACKENDS = ('auto', 'xla', 'cpu', 'gpu')
+"""What `backend=` may be; which of them can run here is what `backends` says."""
 
 _SETTING = 'SEQTRAIN_BACKEND'
 
@@ -33,6 +34,9 @@ def backends(interpreted: bool = False) -> tuple[str, ...]:
     Args:
       interpreted: counts 'gpu' in on CPUs, too, where its kernels run interpreted: right, and far
         too slow for work.
+
+    Returns:
+      Names without 'auto', 'xla' first. Where the C++ core is missing, the first call says so.
     """
     on_cpu = jax.default_backend() == 'cpu'
     native = on_cpu and cpu.available()

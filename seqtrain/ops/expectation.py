@@ -36,8 +36,9 @@ def expected_accuracy(
       backend: as in `log_partition`.
 
     Returns:
-      value f32[B], E[A]; 0 where there is no path, NaN where a valid frame holds NaN or +inf
-      in the scores or anything non-finite in the accuracy; such an utterance's gradient is 0.
+      value f32[B], E[A] in units of the accuracy; 0 at length 0 and where there is no path, NaN
+      where a valid frame holds NaN or +inf in the scores or anything non-finite in the accuracy;
+      such an utterance's gradient is 0.
       log_z f32[B], as `log_partition` gives it, but without a gradient.
 
     Raises:

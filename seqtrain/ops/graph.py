@@ -75,10 +75,12 @@ class Graph:
 
     @property
     def num_states(self) -> int:
+        """S; of a batch, the size that all are padded to."""
         return self.initial.shape[-1]
 
     @property
     def num_arcs(self) -> int:
+        """A; of a batch, the size that all are padded to."""
         return self.src.shape[-1]
 
 

@@ -31,8 +31,10 @@ def viterbi(
       backend: 'auto', 'xla' or 'cpu'; 'gpu' runs the portable program on the GPU.
 
     Returns:
-      score f32[B] (−inf without a path, NaN for NaN or +inf in a valid frame) and pdf i32[B, T]
-      (−1 in padding and for utterances without a path).
+      score f32[B] (nats; −inf without a path, NaN where a valid frame holds NaN or +inf or the
+      graph names a pdf outside P) and pdf i32[B, T] (−1 in padding and where the score is not
+      finite); the rest of the batch is untouched. Length 0: the best weight of starting and
+      ending at once.
 
     Raises:
       ValueError: shapes that do not fit, an unknown backend.

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
-from seqtrain import losses
+from seqtrain import losses, ops
+from seqtrain.fsa import Fsa
 
 
 def test_cross_entropy_of_uniform_outputs_is_log_p_per_labelled_frame():
@@ -65,3 +67,50 @@ def test_f_smoothing_interpolates():
     np.testing.assert_allclose(value, [-0.9 * 2 - 0.1 * 5], rtol=1e-6)
     with pytest.raises(ValueError, match='between 0 and 1'):
         losses.f_smoothing(jnp.array([-2.0]), jnp.array([5.0]), 1.5)
+
+
+def test_labels_of_another_shape_get_a_sentence():
+    with pytest.raises(ValueError, match='labels must be'):
+        losses.cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4), jnp.int32), jnp.array([3, 3]))
+
+
+def test_chain_trainings_second_branch():
+    # xent_regularize: numerator occupancies are the soft labels of another output layer.
+    rng = np.random.default_rng(0)
+    x, other = jnp.asarray(rng.normal(size=(2, 1, 4, 3)), jnp.float32)
+    lengths = jnp.array([3])
+    fsa = Fsa([0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 2, 0], np.zeros(4), np.zeros(2), np.zeros(2))
+    loop = Fsa(np.zeros(3), np.zeros(3), range(3), np.zeros(3), [0.0], [0.0])
+
+    packed = ops.pack_batch([fsa]), ops.pack(loop)
+
+    def loss(x, other):
+        out = losses.lf_mmi(x, lengths, *packed)
+        branch = losses.cross_entropy(other, out.occupancy, lengths)
+        return (-out.value + 0.1 * branch).sum()
+
+    own, branch = jax.grad(loss, argnums=(0, 1))(x, other)
+    _, gamma = oracles.forward_backward(np.asarray(x[0, :3]), fsa)
+    want = 0.1 * (np.asarray(jax.nn.softmax(other[0, :3])) - gamma)
+    np.testing.assert_allclose(branch[0, :3], want, atol=1e-6)
+    plain = jax.grad(lambda x: -losses.lf_mmi(x, lengths, *packed).value.sum())
+    np.testing.assert_array_equal(own, plain(x))  # nothing flows back through the soft labels
+    assert not np.any(branch[0, 3:])
+
+
+def test_f_smoothing_mixes_the_gradients():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 3)), jnp.float32)
+    labels, lengths = jnp.array([[0, 1, 1, 2]]), jnp.array([4])
+    loop = ops.pack(Fsa(np.zeros(3), np.zeros(3), range(3), np.zeros(3), [0.0], [0.0]))
+
+    def smoothed(x, weight):
+        value = losses.smbr(x, lengths, labels, loop).value
+        return losses.f_smoothing(value, losses.cross_entropy(x, labels, lengths), weight).sum()
+
+    at = [np.asarray(jax.grad(smoothed)(x, weight)) for weight in (0.0, 0.25, 1.0)]
+    np.testing.assert_allclose(at[1], 0.75 * at[0] + 0.25 * at[2], atol=1e-6)
+
+
+def test_attach_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match='attach takes'):
+        losses.attach(jnp.zeros((2, 3, 4)), jnp.zeros(2), jnp.zeros((2, 3, 5)))

@@ -6,6 +6,7 @@ import jax.test_util
 import numpy as np
 import oracles
 import pytest
+from backends import BACKENDS
 
 from seqtrain import losses, ops
 from seqtrain.fsa import Fsa
@@ -155,6 +156,39 @@ def test_priors_and_numerator_occupancies(batch):
     want = losses.lf_mmi(jnp.asarray(logits - priors), lengths, num, den)
     np.testing.assert_allclose(out.value, want.value, rtol=1e-6)
     np.testing.assert_allclose(out.occupancy.sum((1, 2)), lengths, rtol=1e-5)
+
+
+def test_what_does_not_fit_gets_a_sentence(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    for options, message in (
+        ({'log_priors': np.zeros(1, np.float32)}, 'log_priors must be'),
+        ({'boost': 0.1, 'accuracy': np.zeros((3, 5, 1), np.float32)}, 'accuracy must be'),
+        ({'leaky': -0.1}, 'leaky'),
+        ({'backend': 'abacus'}, 'backend'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            losses.lf_mmi(jnp.asarray(logits), lengths, num, den, **options)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('lattices', [False, True])
+def test_leaky_denominator_matches_float64(batch, backend, lattices):
+    numerators, logits, lengths = batch
+    den = ops.pack_batch([loop(3)] * 3) if lattices else ops.pack(loop(3))
+    num = ops.pack_batch(numerators)
+
+    def total(x):
+        out = losses.lf_mmi(x, lengths, num, den, leaky=0.1, backend=backend)
+        return out.value.sum(), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+    for b, fsa in enumerate(numerators):
+        n = lengths[b]
+        num_z, num_gamma = oracles.forward_backward(logits[b, :n], fsa)
+        den_z, den_gamma = oracles.forward_backward(logits[b, :n], loop(3), leaky=0.1)
+        np.testing.assert_allclose(out.value[b], num_z - den_z, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(gradient[b, :n], num_gamma - den_gamma, atol=1e-5)
 
 
 def test_second_derivatives_are_refused(batch):

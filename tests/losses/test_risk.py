@@ -105,6 +105,49 @@ def test_rows_sum_to_zero_and_invalid_utterances_have_a_reason(setting):
     np.testing.assert_allclose(gradient.sum(-1), np.zeros((3, 5)), atol=1e-5)
 
 
+@pytest.mark.parametrize('one_class', [True, False])
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+def test_silence_and_priors_reach_the_criteria(setting, name, one_class):
+    fsas, logits, labels, lengths = setting
+    priors = np.log([0.5, 0.3, 0.2]).astype(np.float32)
+    options = {
+        'silence': (0,),
+        'one_silence_class': one_class,
+        'log_priors': priors,
+        'acoustic_scale': 0.5,
+    }
+    if name == 'mpe':
+        options |= {'phones': [0, 1, 1], 'per_phone': False}
+    out, gradient = run(
+        lambda x: getattr(losses, name)(x, lengths, labels, ops.pack_batch(fsas), **options), logits
+    )
+    assert np.all(out.valid)
+    classes = [0, 1, 2] if name == 'smbr' else [0, 1, 1]
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        accuracy = by_hand(labels[b : b + 1, :n], classes, (0,), one_class)[0]
+        scores = 0.5 * (logits[b, :n] - priors)
+        want, want_gradient = oracles.enumerate_accuracy(scores, fsa, accuracy)
+        np.testing.assert_allclose(out.value[b], want, atol=1e-5)
+        np.testing.assert_allclose(gradient[b, :n], 0.5 * want_gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+def test_the_leak_reaches_the_criteria(setting, name):
+    # E[A] = Σ γ accuracy, with the occupancies of the leaky graph.
+    fsas, logits, labels, lengths = setting
+    phones = {'phones': [0, 1, 1], 'per_phone': False} if name == 'mpe' else {}
+    criterion = getattr(losses, name)
+    out, _ = run(
+        lambda x: criterion(x, lengths, labels, ops.pack(fsas[0]), leaky=0.1, **phones), logits
+    )
+    classes = phones.get('phones', [0, 1, 2])
+    for b, n in enumerate(lengths):
+        _, gamma = oracles.forward_backward(logits[b, :n], fsas[0], leaky=0.1)
+        want = (gamma * by_hand(labels[b : b + 1, :n], classes)[0]).sum()
+        np.testing.assert_allclose(out.value[b], want, rtol=1e-5)
+
+
 def test_bad_input_gets_a_sentence():
     labels = jnp.zeros((1, 2), jnp.int32)
     with pytest.raises(ValueError, match='one class for each'):
