@@ -1,13 +1,16 @@
 """Known answers for every backend present: closed forms, listed paths, an independent float64 sum.
 
+    python -m seqtrain.ops.selfcheck        # wherever seqtrain is installed
+
 A check is a function of a backend that returns its largest error; it passes if that is at most the
-limit. `launch/selfcheck.py` prints the table.
+limit. `launch/selfcheck.py` is the same with a real graph.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,6 +19,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from seqtrain.fsa import Fsa
+from seqtrain.ops import cpu
 from seqtrain.ops.dispatch import backends
 from seqtrain.ops.expectation import expected_accuracy
 from seqtrain.ops.forward_backward import occupancies
@@ -66,6 +70,31 @@ def run(graph: Fsa | None = None) -> Iterator[Result]:
         for backend in backends():
             name = 'real denominator: float64 forward pass'
             yield _result(name, backend, lambda b: _real(graph, b), 1e-5)
+
+
+def report(graph: Fsa | None = None) -> int:
+    """Prints what can run here and a line for every check.
+
+    Args:
+      graph: as in `run`.
+
+    Returns:
+      How many checks failed.
+    """
+    native = f'cpu ({cpu.instructions()})' if cpu.available() else 'no C++ core'
+    print(f'Backends: {", ".join(backends())}; {native}')
+    if 'gpu' not in backends() and 'gpu' in backends(interpreted=True):
+        print('No GPU here: the kernels of the gpu backend are checked interpreted.')
+    failed = 0
+    for result in run(graph):
+        failed += not result.ok
+        print(
+            f'{"ok" if result.ok else "FAILED":7s}{result.backend:5s}'
+            f'{result.error:9.1e} <= {result.limit:.0e}  {result.check}',
+            flush=True,
+        )
+    print('All checks passed.' if not failed else f'{failed} checks FAILED.')
+    return failed
 
 
 def _result(name: str, backend: str, check: Callable[[str], float], limit: float) -> Result:
@@ -230,3 +259,7 @@ def _real(fsa: Fsa, backend: str, frames: int = 40) -> float:
         want = log_total + np.log(alpha @ np.exp(fsa.final.astype(np.float64)))
         error = max(error, _gap(log_z[b], want))
     return error
+
+
+if __name__ == '__main__':
+    sys.exit(1 if report() else 0)
