@@ -134,14 +134,30 @@ def test_exponentials_are_right_to_single_precision():
     np.testing.assert_allclose(gamma, want / want.sum(), rtol=1e-6)
 
 
-def test_what_underflows_is_redone_and_counted():
-    crossing = Fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
-    half = np.array([[0.0, -70.0]] * 4)
-    scores = np.concatenate([half, half[:, ::-1]]).astype(np.float32)[None]
+@pytest.mark.parametrize('batch', [1, 5, 33])
+@pytest.mark.parametrize('parallel', [1, 4])
+def test_what_underflows_is_redone_and_counted(batch, parallel):
+    # State 0 leads by e^70 a frame in the first half, state 1 in the second; both end equal. In
+    # every other utterance both are equal in all frames. Arcs group if none are parallel.
+    states = np.repeat([0, 1], parallel)
+    none = np.zeros(2 * parallel)
+    crossing = Fsa(states, states, range(2 * parallel), none, [0.0, 0.0], [0.0, 0.0])
+    graph = ops.pack(crossing)
+    assert (graph.group is None) == (parallel > 1)
+    scores = np.zeros((batch, 8, 2 * parallel), np.float32)
+    scores[::2, :4, parallel:] = scores[::2, 4:, :parallel] = -70.0
+    lengths, accuracy = np.full(batch, 8, np.int32), scores / 70
+    crossed = np.arange(batch) % 2 == 0
     before = cpu.redone()
-    log_z, _ = ops.occupancies(jnp.asarray(scores), np.array([8]), ops.pack(crossing))
-    np.testing.assert_allclose(log_z, [np.log(2) - 280], rtol=1e-6)
-    assert cpu.redone() == before + 1
+    log_z, gamma = cpu.forward_backward(scores, lengths, graph, 0.0)
+    want = np.log(2) + 8 * np.log(parallel) - 280 * crossed
+    np.testing.assert_allclose(log_z, want, rtol=1e-6)
+    np.testing.assert_allclose(gamma, np.full(gamma.shape, 0.5 / parallel), atol=1e-6)
+    assert cpu.redone() == before + crossed.sum()
+    _, value, gradient = cpu.expectation(scores, accuracy, lengths, graph, 0.0)
+    np.testing.assert_allclose(value, -4 * crossed, atol=1e-5)
+    np.testing.assert_allclose(gradient, np.zeros(gradient.shape), atol=1e-5)
+    assert cpu.redone() == before + 2 * crossed.sum()
 
 
 @pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
