@@ -124,6 +124,17 @@ def test_columns_without_arcs_do_not_matter():
         assert not np.any(wild[1][:, :, 7:])
 
 
+@pytest.mark.parametrize('batch', [1, 17])
+@pytest.mark.parametrize('pdfs', [9, 40])
+def test_nan_in_columns_without_arcs_is_seen(batch, pdfs):
+    graph = ops.pack(graph_of(oracles.hmm_fsa, pdfs=7))
+    scores = np.random.default_rng(0).normal(size=(batch, 8, pdfs)).astype(np.float32)
+    scores[0, 2, -1] = np.nan
+    log_z, gamma = ops.occupancies(jnp.asarray(scores), np.full(batch, 8), graph, backend='cpu')
+    assert np.isnan(log_z).tolist() == [True] + [False] * (batch - 1)
+    assert not np.any(gamma[0])
+
+
 def test_exponentials_are_right_to_single_precision():
     # A free loop: occupancies are a softmax, here over 40 nats in small steps.
     pdfs = 997
