@@ -91,16 +91,16 @@ def test_a_path_that_underflows_on_its_way_is_not_lost(backend, gap):
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_a_score_that_underflows_is_not_lost(backend):
     # Paths 0 and 1 have one frame each that single precision cannot hold beside the other; path 2
-    # has none, and is far less likely than both.
+    # has none and lives on, though it is far less likely than both.
     scores = np.full((4, 3), [0.0, 0.0, -79.0], np.float32)
     scores[0, 0] = scores[1, 1] = -200.0
+    scores[1, 2] = 0.0
     states = np.arange(3)
     fsa = Fsa(states, states, states, np.zeros(3), np.zeros(3), 1e-3 * states)
-    for graph in (ops.pack(fsa), ops.pack_batch([fsa])):
-        log_z, gamma = ops.occupancies(
-            jnp.asarray(scores[None]), jnp.array([4]), graph, backend=backend
-        )
-        check(log_z, np.asarray(gamma), scores[None], [4], [fsa])
+    batch = jnp.asarray(np.stack([scores] * 5))
+    for graph in (ops.pack(fsa), ops.pack_batch([fsa] * 5)):
+        log_z, gamma = ops.occupancies(batch, jnp.full(5, 4), graph, backend=backend)
+        check(log_z, np.asarray(gamma), batch, [4] * 5, [fsa] * 5)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
