@@ -80,6 +80,17 @@ def enumerate_accuracy(
     return mean, gradient
 
 
+def slope(function, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Central differences of a float64 function of an array."""
+    gradient = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += step
+        down[i] -= step
+        gradient[i] = (function(up) - function(down)) / (2 * step)
+    return gradient
+
+
 def forward_backward(scores: np.ndarray, fsa: Fsa, leaky: float = 0.0) -> tuple[float, np.ndarray]:
     """log Z and occupancies [T, P] in float64 logarithms, one arc at a time.
 

@@ -113,10 +113,12 @@ def test_changed_weights_are_seen_in_the_next_call():
 def test_columns_without_arcs_do_not_matter():
     # Whether most pdfs occur (they get idle columns) or few (they are picked out).
     fsa = graph_of(oracles.hmm_fsa, pdfs=7)
-    for pdfs in (9, 40):
+    # Plans of one graph for other numbers of columns are kept side by side.
+    for pdfs in (9, 8, 40, 9):
         scores = np.random.default_rng(0).normal(size=(17, 8, pdfs)).astype(np.float32)
         lengths = np.full(17, 8, np.int32)
         plain = ops.occupancies(jnp.asarray(scores), lengths, ops.pack(fsa), backend='cpu')
+        np.testing.assert_allclose(plain[1].sum(-1), np.ones((17, 8)), rtol=1e-5)
         scores[:, :, 7:] = 500.0
         wild = ops.occupancies(jnp.asarray(scores), lengths, ops.pack(fsa), backend='cpu')
         for a, b in zip(wild, plain, strict=True):

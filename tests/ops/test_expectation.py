@@ -90,6 +90,27 @@ def test_leaky_value_and_gradient_agree(backend, make):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('shared', [False, True])
+def test_leaky_moments_in_the_log_domain(backend, shared):
+    # A pdf that single precision cannot hold beside the others sends all utterances there.
+    fsas, scores, accuracy, lengths = batch_of(2, 1.0, oracles.random_fsa)
+    scores[:, 0, 0] -= 300
+    fsas = [fsas[0]] * 4 if shared else fsas
+    graph = ops.pack(fsas[0]) if shared else ops.pack_batch(fsas, 4, 9)
+    value, _, gradient = value_and_gradient(
+        scores, lengths, graph, accuracy, leaky=0.1, backend=backend
+    )
+    for b, n in enumerate(lengths):
+
+        def expected(s, b=b, n=n):
+            return (oracles.forward_backward(s, fsas[b], 0.1)[1] * accuracy[b, :n]).sum()
+
+        own = scores[b, :n].astype(np.float64)
+        np.testing.assert_allclose(value[b], expected(own), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(gradient[b, :n], oracles.slope(expected, own), atol=1e-5)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_long_utterances_lose_no_digits(backend):
     # Every frame is independent in this graph, so the gradient has a closed form.
     rng = np.random.default_rng(0)
