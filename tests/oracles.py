@@ -164,6 +164,13 @@ def hmm_fsa(rng: np.random.Generator, num_states: int, num_arcs: int, num_pdfs: 
     return dataclasses.replace(fsa, pdf=entered[fsa.dst])
 
 
+def mixed_fsa(rng: np.random.Generator, num_states: int, num_arcs: int, num_pdfs: int) -> Fsa:
+    """Like `hmm_fsa`, but every fourth state is entered through two pdfs."""
+    fsa = hmm_fsa(rng, num_states, num_arcs, num_pdfs)
+    other = (fsa.dst % 4 == 0) & (fsa.src % 2 == 0)
+    return dataclasses.replace(fsa, pdf=np.where(other, (fsa.pdf + 1) % num_pdfs, fsa.pdf))
+
+
 def awkward_fsa(rng: np.random.Generator) -> Fsa:
     """A cycle, parallel arcs (one pdf or two), self loops, two initial and two final states, a dead
     end (3) and a state that nothing reaches (4), in 5 states, 10 arcs and 3 pdfs."""

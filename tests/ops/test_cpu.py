@@ -17,6 +17,9 @@ from seqtrain.ops import cpu, log_expectation
 pytestmark = pytest.mark.skipif(not cpu.available(), reason='the C++ core is not built')
 
 
+MAKES = pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa, oracles.mixed_fsa])
+
+
 def graph_of(make, states=40, arcs=200, pdfs=7, seed=0):
     """A larger random graph that always has paths: all states start and end."""
     fsa = make(np.random.default_rng(seed), states, arcs, pdfs)
@@ -30,7 +33,7 @@ def ragged(batch, frames, pdfs=7, seed=0):
     return jnp.asarray(scores), rng.integers(1, frames + 1, size=batch).astype(np.int32)
 
 
-@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@MAKES
 @pytest.mark.parametrize('leaky', [0.0, 0.05])
 def test_every_number_of_lanes_agrees_with_xla(make, leaky):
     # 1 runs both directions at once; 3, 7 and 33 leave lanes empty; lengths differ.
@@ -60,7 +63,7 @@ def instructions(request):
     cpu.choose_instructions(best)
 
 
-@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@MAKES
 def test_every_instruction_set_agrees_with_xla(instructions, make):
     graph = ops.pack(graph_of(make))
     scores, lengths = ragged(33, 12)
@@ -93,6 +96,14 @@ def test_every_instruction_set_takes_the_same_of_equal_paths(instructions):
             np.testing.assert_array_equal(a, b[:batch])
 
 
+def test_the_graphs_are_of_all_kinds():
+    # No groups; groups, each the only one of its state; groups, some of which share a state.
+    random, hmm, mixed = (ops.pack(graph_of(make)) for make in MAKES.args[1])
+    assert random.group is None
+    assert len(hmm.group_dst) == len(set(hmm.group_dst.tolist()))
+    assert len(mixed.group_dst) > len(set(mixed.group_dst.tolist()))
+
+
 def test_unknown_instructions_are_refused():
     with pytest.raises(ValueError, match='no kernels'):
         cpu.choose_instructions('avx1024')
@@ -106,6 +117,10 @@ def test_changed_weights_are_seen_in_the_next_call():
     heavier = dataclasses.replace(graph, weight=graph.weight + 1.0)
     second = ops.log_partition(scores, lengths, heavier, backend='cpu')
     np.testing.assert_allclose(second, first + lengths, rtol=1e-5)
+    for end in ('initial', 'final'):
+        later = dataclasses.replace(graph, **{end: getattr(graph, end) + 1.0})
+        ended = ops.log_partition(scores, lengths, later, backend='cpu')
+        np.testing.assert_allclose(ended, first + 1.0, rtol=1e-5)
     third = ops.log_partition(scores, lengths, graph, backend='cpu')
     np.testing.assert_array_equal(third, first)
 
@@ -173,7 +188,7 @@ def test_what_underflows_is_redone_and_counted(batch, parallel):
     assert cpu.redone() == before + 2 * crossed.sum()
 
 
-@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@MAKES
 @pytest.mark.parametrize('batch', [1, 19])
 def test_checkpoints_change_nothing(monkeypatch, make, batch):
     graph = ops.pack(graph_of(make))
@@ -189,7 +204,7 @@ def test_checkpoints_change_nothing(monkeypatch, make, batch):
     assert cpu.redone() == before
 
 
-@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@MAKES
 @pytest.mark.parametrize('batch', [8, 32])
 def test_a_history_beyond_the_caches_is_written_past_them(monkeypatch, instructions, make, batch):
     graph = ops.pack(graph_of(make, states=2500, arcs=10_000))
@@ -206,7 +221,7 @@ def test_a_history_beyond_the_caches_is_written_past_them(monkeypatch, instructi
     assert cpu.redone() == before
 
 
-@pytest.mark.parametrize('make', [oracles.random_fsa, oracles.hmm_fsa])
+@MAKES
 @pytest.mark.parametrize('leaky', [0.0, 0.05])
 def test_moments_in_every_number_of_lanes_agree_with_xla(make, leaky):
     graph = ops.pack(graph_of(make))

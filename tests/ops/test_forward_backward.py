@@ -115,6 +115,18 @@ def test_extreme_arc_weights_are_not_lost(backend, weight):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('end', ['initial', 'final'])
+def test_extreme_ends_are_not_lost(backend, end):
+    # One weight is beyond single precision, the other just within; no total shows it.
+    ends = {'initial': np.zeros(2), 'final': np.zeros(2), end: np.array([-90.0, -86.0])}
+    fsa = Fsa([0, 1], [0, 1], [0, 1], np.zeros(2), **ends)
+    scores = np.zeros((5, 3, 2), np.float32)
+    for graph in (ops.pack(fsa), ops.pack_batch([fsa] * 5)):
+        log_z, gamma = ops.occupancies(jnp.asarray(scores), jnp.full(5, 3), graph, backend=backend)
+        check(log_z, np.asarray(gamma), scores, [3] * 5, [fsa] * 5)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('leaky', [0.0, 0.1])
 def test_the_log_domain_keeps_its_digits(backend, leaky):
     # At -30,000 single precision knows sums to 2e-3; many paths of all frames compete.
