@@ -59,14 +59,15 @@ def test_vmap_over_graphs_and_scores():
         np.testing.assert_allclose(
             mapped[i], ops.log_partition(scores[i], lengths, graphs), rtol=1e-6
         )
-    shared = [ops.pack(f) for f in fsas[:3]]
-    if all(g.group is None for g in shared):
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *shared)
-        mapped = jax.vmap(lambda s, g: ops.log_partition(s, lengths, g))(scores, stacked)
-        for i, graph in enumerate(shared):
-            np.testing.assert_allclose(
-                mapped[i], ops.log_partition(scores[i], lengths, graph), rtol=1e-6
-            )
+    shared = jax.tree.map(
+        lambda x: x[:, 0], stacked
+    )  # one graph for every entry of the mapped axis
+    mapped = jax.vmap(lambda s, g: ops.log_partition(s, lengths, g))(scores, shared)
+    for i in range(3):
+        graph = jax.tree.map(lambda x, i=i: x[i], shared)
+        np.testing.assert_allclose(
+            mapped[i], ops.log_partition(scores[i], lengths, graph), rtol=1e-6
+        )
 
 
 def test_importing_ops_needs_no_device():
