@@ -38,7 +38,7 @@ EXTRAS = {
         'mypy',
         'pytest',
         'pytest-timeout',
-        'pytest-xdist',
+        'pytest-xdist>=3.7',
         'ruff',
     ],
 }
