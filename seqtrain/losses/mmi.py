@@ -63,14 +63,10 @@ def lf_mmi(
     Raises:
       ValueError: shapes that do not fit together, or a boost without accuracies.
     """
-    if boost and accuracy is None:
-        raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
-    if accuracy is not None and accuracy.shape != logits.shape:
-        raise ValueError(f'accuracy must be {logits.shape}; got {accuracy.shape}.')
     scores = scaled(logits, acoustic_scale, log_priors)
     fixed = jax.lax.stop_gradient(scores)
     num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
-    against = fixed - boost * accuracy if boost and accuracy is not None else fixed
+    against = _boosted(fixed, boost, accuracy)
     den, den_gamma = ops.occupancies(against, lengths, denominator, leaky=leaky, backend=backend)
     graphs = (numerators, denominator) if leaky == 0 else (numerators,)
     out = validity.outcome(
@@ -82,6 +78,17 @@ def lf_mmi(
         keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
     gradient = jnp.where(keep, gradient, 0.0)
     return out.replace(value=attach(scores, out.value, gradient))
+
+
+def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:
+    """score − b·A, after a look at what was given."""
+    if accuracy is not None and accuracy.shape != scores.shape:
+        raise ValueError(f'accuracy must be {scores.shape}; got {accuracy.shape}.')
+    if not boost:
+        return scores
+    if accuracy is None:
+        raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
+    return scores - boost * accuracy
 
 
 def ctc(logits: Scores, lengths: Lengths, numerators: Graph, *, backend: str = 'auto') -> Outcome:

@@ -1,5 +1,6 @@
 """Replicas in processes of their own: what they are told, their batches, and their faults."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -207,25 +208,36 @@ def assert_replays(folder):
     assert json.loads(done.stdout)['identical']
 
 
+@pytest.fixture
+def send(monkeypatch):
+    """`send({n: signal})`: when n updates are completed, to the second replica's process."""
+    made, pids, count = [], {}, itertools.count(1)
+    add, init = monitor.Monitor.add, hosts.Hosts.__init__
+
+    def plan(signals):
+        def watched(self, *args):
+            init(self, *args)
+            made.append(self)
+
+        def sending(self, update):
+            add(self, update)
+            number = next(count)  # replicas call this at the same time
+            if number in signals:
+                pids.update(pids or made[0].pids())  # a paused process does not say its own
+                os.kill(pids[1], signals[number])
+
+        monkeypatch.setattr(hosts.Hosts, '__init__', watched)
+        monkeypatch.setattr(monitor.Monitor, 'add', sending)
+
+    return plan
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('split_by', ['utterance', 'speaker'])
 def test_a_replica_process_is_killed_and_training_goes_on(
-    ray_here, make_config, tmp_path, split_by, monkeypatch
+    ray_here, make_config, tmp_path, split_by, send
 ):
-    made, seen, add, init = [], [], monitor.Monitor.add, hosts.Hosts.__init__
-
-    def watched(self, *args):
-        init(self, *args)
-        made.append(self)
-
-    def killing(self, update):
-        add(self, update)
-        seen.append(update)
-        if len(seen) == 5:
-            os.kill(made[0].pids()[1], signal.SIGKILL)
-
-    monkeypatch.setattr(hosts.Hosts, '__init__', watched)
-    monkeypatch.setattr(monitor.Monitor, 'add', killing)
+    send({5: signal.SIGKILL})
     config = make_config(**REMOTE, exchange__num_shards=2, data__split_by=split_by)
     result = experiment.run(config, tmp_path, quiet=True)
     assert result['updates'] == 14
@@ -241,25 +253,16 @@ def test_a_replica_process_is_killed_and_training_goes_on(
 
 @pytest.mark.slow
 def test_nobody_waits_for_a_process_that_is_paused_beyond_its_lease(
-    ray_here, make_config, tmp_path, monkeypatch
+    ray_here, make_config, tmp_path, send
 ):
-    made, seen, add, init = [], [], monitor.Monitor.add, hosts.Hosts.__init__
-
-    def watched(self, *args):
-        init(self, *args)
-        made.append(self)
-
-    def pausing(self, update):
-        add(self, update)
-        seen.append(update)
-        if len(seen) in (5, 9):  # a round is 2: without the other no more than 7 are completed
-            os.kill(made[0].pids()[1], signal.SIGSTOP if len(seen) == 5 else signal.SIGCONT)
-
-    monkeypatch.setattr(hosts.Hosts, '__init__', watched)
-    monkeypatch.setattr(monitor.Monitor, 'add', pausing)
-    config = make_config(**REMOTE, exchange__mode='sync', exchange__lease_s=1.0)
+    # Both in the last stage, which begins after 8 updates and in which the paused one holds 3 at
+    # most. A round is 2 updates: if the other waited for it, no more than 13 would be completed.
+    send({11: signal.SIGSTOP, 16: signal.SIGCONT})
+    config = make_config(
+        **REMOTE, exchange__mode='sync', exchange__lease_s=1.0, sequence__updates=12
+    )
     result = experiment.run(config, tmp_path, quiet=True)
-    assert (result['updates'], result['replica_failures']) == (14, 0)
+    assert (result['updates'], result['replica_failures']) == (20, 0)
     events = eventlog.read(tmp_path / monitor.EVENTS)[1]
     assert 'left' in {event.kind for event in events if event.worker == 1}
     assert_replays(tmp_path)
