@@ -143,7 +143,7 @@ def _exchange() -> ml_collections.ConfigDict:
     part.num_replicas = 4
     part.num_shards = 2
     part.max_restarts = 1  # of each replica, after failures
-    part.lease_s = 0.0  # a replica silent for so long is no longer waited for; 0: never
+    part.lease_s = 0.0  # nobody waits for a process silent for so long; 0: they do
     part.backup_replicas = 0  # sync: so many of the slowest are not waited for
     part.rule = 'adam'  # see training.serving.RULES
     part.rule_options = _rule_options()
