@@ -81,6 +81,6 @@ def paths(
     batch = batcher.make(Lease((0, 0, 0), bucket, tuple(indices)), device)
     pdfs = np.asarray(align(params, batch.device)[1])
     for row, index in enumerate(indices):
-        path = pdfs[row, : data.output_lengths[index]]
+        path = pdfs[row, : data.output_length(index)]
         if (path >= 0).all():
             yield index, path.astype(np.int32)

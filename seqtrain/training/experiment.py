@@ -223,7 +223,8 @@ class Experiment:
 
         def connect(number: int, life: int) -> AbstractContextManager[ReplicaLike]:
             if self.hosts is not None:
-                return self.hosts.connect(number, life, self._stage, stage, self.log_prior)
+                sizes = work.lattices.maker.sizes if work.lattices else None
+                return self.hosts.connect(number, life, self._stage, stage, self.log_prior, sizes)
             device = self.devices[number]
             return connected(self.server, number, life, device, work, self.gate, options)
 

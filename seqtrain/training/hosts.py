@@ -21,12 +21,14 @@ import numpy as np
 from seqtrain.data.leases import Lease
 from seqtrain.exchange import Partition
 from seqtrain.exchange.transport.ray_lines import load_ray
-from seqtrain.training import assembly, bootstrap, errors, prepare
+from seqtrain.training import assembly, bootstrap, errors, lattice_stage, prepare
 from seqtrain.training.fleet import Fleet
+from seqtrain.training.holdings import Brief, Pool, checksum
+from seqtrain.training.lattice import Sizes
 from seqtrain.training.leasing import by_speaker, parts
 from seqtrain.training.monitor import Failure, Monitor, Update
 from seqtrain.training.prepare import TrainingData
-from seqtrain.training.remote import Brief, Pool, ReplicaError, ReplicaProcess, checksum
+from seqtrain.training.remote import ReplicaError, ReplicaProcess
 from seqtrain.training.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def make_brief(config: ml_collections.ConfigDict, data: TrainingData) -> Brief:
         tuple(data.graph_sizes),
         features.sample_rate,
         features.dim,
+        lattice_stage.word_model(config, data) if lattice_stage.on_lattices(config) else None,
     )
 
 
@@ -116,7 +119,13 @@ class Hosts:
 
     @contextlib.contextmanager
     def connect(
-        self, number: int, life: int, index: int, stage: Stage, log_prior: np.ndarray
+        self,
+        number: int,
+        life: int,
+        index: int,
+        stage: Stage,
+        log_prior: np.ndarray,
+        sizes: Sizes | None = None,
     ) -> Iterator[RemoteReplica]:
         """A replica in its process; when the body fails the process is ended.
 
@@ -125,9 +134,10 @@ class Hosts:
           index: which stage of the run it is.
           stage: the stage.
           log_prior: f32[P].
+          sizes: of batches of lattices, where the stage is on lattices.
         """
         actor = self._actor(number)
-        opening = (stage.name, stage.kind, life, log_prior, *self._until(index))
+        opening = (stage.name, stage.kind, life, log_prior, sizes, *self._until(index))
         try:
             yield RemoteReplica(actor, opening)
         except BaseException:
@@ -208,11 +218,9 @@ class RemoteReplica:
       opening: arguments of `ReplicaProcess.open`.
     """
 
-    horizon = 0
-
     def __init__(self, actor: Any, opening: tuple):
         self._actor = actor
-        self.next_seq, self.wanted, clock = _get(actor.open.remote(*opening))
+        self.next_seq, self.wanted, self.horizon, clock = _get(actor.open.remote(*opening))
         self._shift = clock - (time.time() - time.perf_counter())
         self._calls: collections.deque[Any] = collections.deque()
 
@@ -220,7 +228,7 @@ class RemoteReplica:
         self, leases: Sequence[Lease], position: int, following: Sequence[Lease] = ()
     ) -> list[Update]:
         """See `Replica.train`; what became of batches comes two rounds later."""
-        self._calls.append(self._actor.train.remote(list(leases), position))
+        self._calls.append(self._actor.train.remote(list(leases), position, list(following)))
         return self._taken() if len(self._calls) > 1 else []
 
     def finish(self) -> list[Update]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
-from seqtrain.graphs import DecodingGraph, NGramLm, decoding_graph
+from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
 from seqtrain.lattices import LatticeError, LatticeGenerator, LatticePair, oracle_errors
 from seqtrain.training.prepare import TrainingData
 
@@ -240,7 +240,7 @@ class LatticeMaker:
 
     def audio_s(self, index: int) -> float:
         """Seconds of an utterance."""
-        return float(self.data.features.num_frames[index]) * self.frame_shift_s
+        return len(self.data.features.features[index]) * self.frame_shift_s
 
     def _frames(self, bucket: int) -> int:
         return -(-self.data.buckets.shapes[bucket][1] // self.data.subsampling)
@@ -257,34 +257,40 @@ _NO_PATH = Fsa(
 """An acceptor of nothing: the criteria mask its utterance."""
 
 
-def denominator_graph(
-    data: TrainingData,
-    order: int,
-    cache_dir: pathlib.Path | None,
-    silence_probability: float = 0.5,
-) -> DecodingGraph:
-    """The decoding graph of denominators: a weak word LM of the training transcripts.
+def word_model(texts: Sequence[str], order: int) -> NGramLm:
+    """The denominators' weak word LM: a Witten-Bell n-gram of the training transcripts.
 
     Kaldi (steps/make_denlats.sh) takes a unigram, so that lattices hold what a strong model would
     rule out.
+    """
+    sentences = [text.split() for text in texts]
+    words = sorted({word for sentence in sentences for word in sentence})
+    return NGramLm.estimate(sentences, order, vocabulary=words)
+
+
+def denominator_graph(
+    lexicon: Lexicon,
+    topology: Topology,
+    word_lm: NGramLm,
+    cache_dir: pathlib.Path | None,
+    silence_probability: float = 0.5,
+) -> DecodingGraph:
+    """The decoding graph of denominators.
 
     Args:
-      data: transcripts, lexicon, topology.
-      order: of the n-gram (Witten-Bell).
+      lexicon, topology: of the training set.
+      word_lm: see `word_model`.
       cache_dir: keeps graphs by the hash of their contents; None builds it.
       silence_probability: of a silence at every word boundary: the more likely it is, the more
         lattices hold silence beside the words, which keeps a model from running away (Su et al.
         2013 add such arcs to finished lattices).
     """
-    sentences = [text.split() for text in data.features.texts]
-    words = sorted({word for sentence in sentences for word in sentence})
-    model = NGramLm.estimate(sentences, order, vocabulary=words)
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
     return decoding_graph(
-        data.lexicon,
-        data.topology,
-        model,
+        lexicon,
+        topology,
+        word_lm,
         silence_probability=silence_probability,
         cache_dir=cache_dir,
     )

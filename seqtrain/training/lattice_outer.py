@@ -208,7 +208,7 @@ class FrameBatcher:
     def _minibatch(self, block, members, frames, size: int) -> FrameBatch:
         """Frames `frames[i]` of `block[members[i]]`, padded to `size`."""
         left, factor = _left(self.network), self.network.subsampling
-        dim = self.features[0].shape[1]
+        dim = self.features[block[0][0] if block else 0].shape[1]
         windows = np.zeros((size, self.width, dim), np.float32)
         starts, ends = np.zeros((2, size), np.int32)
         labels = np.full(size, -1, np.int32)

@@ -341,7 +341,7 @@ class BlockSource(LatticeSource):
         for row, (index, entry) in enumerate(zip(missing, entries, strict=True)):
             if index < 0 or entry is None:
                 continue
-            size = int(work.maker.data.output_lengths[index])
+            size = work.maker.data.output_length(index)
             made = dataclasses.replace(entry.made, numerator=None, denominator=None)
             if not made.reason and not out.valid[row]:
                 name = losses.Reason(int(out.reason[row])).name.lower().replace('_', ' ')

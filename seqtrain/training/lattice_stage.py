@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from seqtrain.graphs import Topology
+from seqtrain.graphs import NGramLm, Topology
 from seqtrain.training import devices, lattice, lattice_outer, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import pick, section
@@ -55,6 +55,13 @@ def lattice_config(config: ml_collections.ConfigDict) -> LatticeConfig:
         raise ValueError('config.lattice.correction is known for config.sequence.criterion=mmi.')
     if settings.mode == 'outer' and config.exchange.local_steps > 1:
         raise ValueError('config.lattice.mode=outer needs config.exchange.local_steps=1.')
+    elsewhere = config.exchange.ray_replicas and config.data.split_by != 'speaker'
+    if settings.mode != 'decode' and elsewhere:
+        raise ValueError(
+            f'config.lattice.mode={settings.mode} keeps lattices in the process that made them: '
+            'with config.exchange.ray_replicas set config.data.split_by=speaker, so that every '
+            'utterance stays with its process, or config.lattice.mode=decode.'
+        )
     return settings
 
 
@@ -75,23 +82,46 @@ def make(
       folder: of the run; keeps the sizes of batches, so that a restart has the same.
       params: of the network; a first look at lattices says how large batches must be.
     """
+    work = of_size(config, data, network, labels, word_model(config, data), Sizes.read(folder))
+    if work.maker.sizes is not None:
+        return work
+    made, frames = _first_look(work.maker, work.forward, params)
+    sizes = Sizes.fit(made, frames)
+    sizes.write(folder)
+    logger.info('Lattices: %s', _description(made, sizes))
+    return dataclasses.replace(work, maker=dataclasses.replace(work.maker, sizes=sizes))
+
+
+def of_size(
+    config: ml_collections.ConfigDict,
+    data: TrainingData,
+    network: steps.Network,
+    labels: Sequence[np.ndarray],
+    word_lm: NGramLm,
+    sizes: Sizes | None,
+) -> LatticeWork:
+    """The same where the word model of the whole training set and the sizes are known.
+
+    Args:
+      config, data, network, labels: see `make`.
+      word_lm: see `word_model`.
+      sizes: of batches; None for a first look.
+    """
     settings = lattice_config(config)
     cache = devices.cache_root(config.data.cache_dir) / 'graphs'
     graph = lattice.denominator_graph(
-        data, settings.word_lm_order, cache, config.graph.silence_probability
+        data.lexicon, data.topology, word_lm, cache, config.graph.silence_probability
     )
-    maker = LatticeMaker(settings.generator(graph), data, None, settings.threads)
-    forward = steps.make_forward(network)
-    sizes = Sizes.read(folder)
-    if sizes is None:
-        made, frames = _first_look(maker, forward, params)
-        sizes = Sizes.fit(made, frames)
-        sizes.write(folder)
-        logger.info('Lattices: %s', _description(made, sizes))
+    maker = LatticeMaker(settings.generator(graph), data, sizes, settings.threads)
     outer = None
     if settings.mode == 'outer':
         outer = _outer(config, settings, data, network, labels)
-    return LatticeWork(settings, dataclasses.replace(maker, sizes=sizes), forward, outer)
+    return LatticeWork(settings, maker, steps.make_forward(network), outer)
+
+
+def word_model(config: ml_collections.ConfigDict, data: TrainingData) -> NGramLm:
+    """The denominators' word LM, of the whole training set."""
+    return lattice.word_model(data.features.texts, config.lattice.word_lm_order)
 
 
 def _outer(

@@ -86,6 +86,10 @@ class TrainingData:
         """i32[utterances], frames at the network's output rate."""
         return -(-np.asarray(self.features.num_frames) // self.subsampling)
 
+    def output_length(self, index: int) -> int:
+        """The same of one utterance."""
+        return -(-len(self.features.features[index]) // self.subsampling)
+
 
 def training_data(
     utterances: Sequence[Utterance],

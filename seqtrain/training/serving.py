@@ -133,7 +133,6 @@ def _check_ray_replicas(config: ml_collections.ConfigDict) -> None:
     if config.exchange.transport != 'ray':
         raise ValueError('config.exchange.ray_replicas needs config.exchange.transport=ray.')
     needed = {
-        'sequence.graph': 'lattice_free',
         'graph.context': 'mono',
         'bootstrap.mono_offsets': (),
         'start_from': '',

@@ -1,9 +1,14 @@
 """A tiny experiment that every test of training shares: a few spoken digit strings."""
 
-import pytest
+import itertools
+import os
 
+import pytest
+import remote_runs
+
+from seqtrain.exchange.transport import ray as ray_transport
+from seqtrain.training import assembly, experiment, hosts, monitor
 from seqtrain.training import config as config_lib
-from seqtrain.training import experiment, monitor
 
 
 def tiny_config(cache_dir, **changes):
@@ -98,3 +103,48 @@ def kaldi_copy():
         return folder
 
     return write
+
+
+@pytest.fixture(params=['utterance', 'speaker'])
+def prepared(request, make_config):
+    """A config, its whole training set as the driver has it, network and parameters."""
+    config = make_config(data__split_by=request.param, data__spec_augment=True)
+    data = assembly.training_data(config)
+    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    return config, data, network, params
+
+
+@pytest.fixture(scope='module')
+def ray_here():
+    """One Ray for all; its processes find compiled programs where other tests left theirs."""
+    pytest.importorskip('ray')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XLA_FLAGS', '')  # one device per process
+        patch.setenv('JAX_COMPILATION_CACHE_DIR', remote_runs.CACHE)
+        ray_transport.start(num_cpus=2)
+    yield
+    ray_transport.stop()
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """`send({n: signal})`: when n updates are completed, to the second replica's process."""
+    made, pids, count = [], {}, itertools.count(1)
+    add, init = monitor.Monitor.add, hosts.Hosts.__init__
+
+    def plan(signals):
+        def watched(self, *args):
+            init(self, *args)
+            made.append(self)
+
+        def sending(self, update):
+            add(self, update)
+            number = next(count)  # replicas call this at the same time
+            if number in signals:
+                pids.update(pids or made[0].pids())  # a paused process does not say its own
+                os.kill(pids[1], signals[number])
+
+        monkeypatch.setattr(hosts.Hosts, '__init__', watched)
+        monkeypatch.setattr(monitor.Monitor, 'add', sending)
+
+    return plan

@@ -171,6 +171,14 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
         ({'sequence__graph': 'lettuce'}, 'choose lattice_free or lattice'),
         ({'sequence__leaky': 0.1}, 'for lattice-free graphs'),
         ({'lattice__threads': 0}, 'at least 1'),
+        (
+            {
+                'lattice__mode': 'epoch',
+                'exchange__ray_replicas': True,
+                'exchange__transport': 'ray',
+            },
+            r'set config\.data\.split_by=speaker',
+        ),
     ],
 )
 def test_contradictions_are_refused(lattice_config, tmp_path, fields, message):

@@ -1,10 +1,7 @@
 """Replicas in processes of their own: what they are told, their batches, and their faults."""
 
-import itertools
 import json
 import os
-import pathlib
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,15 +9,24 @@ import sys
 import jax
 import numpy as np
 import pytest
+from remote_runs import (
+    CACHE,
+    LATTICES,
+    REMOTE,
+    ROOT,
+    assert_nothing_of_an_utterance,
+    assert_replays,
+    processes,
+)
 
 from seqtrain.data.utterance import DataError
-from seqtrain.exchange import LocalServer, Partition, Policy, eventlog, rules
-from seqtrain.exchange.transport import ray as ray_transport
+from seqtrain.exchange import LocalServer, Partition, eventlog
 from seqtrain.training import (
     align,
     assembly,
     bootstrap,
     experiment,
+    holdings,
     hosts,
     monitor,
     remote,
@@ -29,30 +35,6 @@ from seqtrain.training import (
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.leasing import lease_book, parts
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-CACHE = str(ROOT / '.jax_cache')
-
-
-@pytest.fixture(params=['utterance', 'speaker'])
-def prepared(request, make_config):
-    """A config, its whole training set as the driver has it, network and parameters."""
-    config = make_config(data__split_by=request.param, data__spec_augment=True)
-    data = assembly.training_data(config)
-    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
-    return config, data, network, params
-
-
-def assert_nothing_of_an_utterance(config, data, *told):
-    """No name, transcript, recording or feature is among the bytes of what was told."""
-    told = pickle.dumps(told)
-    for utterance in assembly.load_split(config.data, 'train'):
-        assert utterance.id.encode() not in told
-        assert utterance.text.encode() not in told
-        recording = utterance.encoded()
-        assert recording[len(recording) // 2 :][:16] not in told
-    for features in data.features.features:
-        assert features[:1].tobytes() not in told
 
 
 def test_a_brief_holds_models_and_numbers_but_nothing_of_an_utterance(prepared):
@@ -75,7 +57,7 @@ def test_nothing_that_goes_to_or_from_a_process_holds_an_utterance(prepared, mon
     with server:
         for number, replica in enumerate(replicas):
             prior = np.zeros(data.topology.num_pdfs, np.float32)
-            said.append(replica.open('ce-0', 'ce', 0, prior))
+            said.append(replica.open('ce-0', 'ce', 0, prior, None))
             for position in range(2):
                 lease = book.acquire(number)
                 said.extend([lease, replica.train([lease], position)])
@@ -83,12 +65,6 @@ def test_nothing_that_goes_to_or_from_a_process_holds_an_utterance(prepared, mon
     kinds = {type(one).__name__ for one in said}
     assert {'Join', 'Pull', 'Push', 'Leave', 'Params', 'Ack', 'Lease', 'list'} <= kinds
     assert_nothing_of_an_utterance(config, data, *said)
-
-
-def processes(config, data, params):
-    brief = hosts.make_brief(config, data)
-    server = LocalServer(params, 1, rules.sgd(0.1), Policy(num_workers=2))
-    return [remote.ReplicaProcess(number, brief, server) for number in range(2)], server
 
 
 def test_processes_make_the_batches_and_alignments_that_the_driver_would(prepared):
@@ -110,7 +86,8 @@ def test_processes_make_the_batches_and_alignments_that_the_driver_would(prepare
     book, batcher = lease_book(config, data), assembly.batcher(config, data)
     for number in (0, 1, 0, 1):
         lease = book.acquire(number)
-        mine = replicas[number].batch(lease, device)
+        held = replicas[number].holdings
+        mine = held.batcher.make(lease, device, held.labels)
         whole = batcher.make(lease, device, expected)
         assert mine.shape == whole.shape
         np.testing.assert_array_equal(mine.indices, whole.indices)
@@ -122,23 +99,24 @@ def test_a_process_holds_only_its_own_speakers_until_it_inherits_others(prepared
     if config.data.split_by != 'speaker':
         pytest.skip('in utterance mode everybody holds everything')
     read = []
-    real = remote.feature_lib.compute_copies
+    real = holdings.feature_lib.compute_copies
 
     def compute(utterances, *args):
         read.extend(u.speaker for u in utterances)
         return real(utterances, *args)
 
-    monkeypatch.setattr(remote.feature_lib, 'compute_copies', compute)
+    monkeypatch.setattr(holdings.feature_lib, 'compute_copies', compute)
     (first, _), _ = processes(config, data, params)
     book = lease_book(config, data)
-    first.batch(book.acquire(0), jax.devices()[0])
+    held = first.holdings
+    held.batcher.make(book.acquire(0), jax.devices()[0], held.labels)
     mine = {data.features.speakers[i] for i in book.members(0)}
     assert set(read) == mine
     book.release(1)  # replica 1 is gone; its pool comes here
     leases = [book.acquire(0) for _ in range(4)]
     assert {lease.id[0] for lease in leases} == {0, 1}
     for lease in leases:
-        first.batch(lease, jax.devices()[0])
+        held.batcher.make(lease, jax.devices()[0], held.labels)
     assert set(read) == set(data.features.speakers)
 
 
@@ -157,8 +135,8 @@ def test_a_process_trains_and_what_it_raises_can_travel(prepared, monkeypatch):
     prior = np.zeros(data.topology.num_pdfs, np.float32)
     book = lease_book(config, data)
     with server:
-        seq, wanted, _ = first.open('ce-0', 'ce', 3, prior)
-        assert (seq, wanted) == (0, 1)
+        opened = first.open('ce-0', 'ce', 3, prior, None)
+        assert (opened.next_seq, opened.wanted, opened.horizon) == (0, 1, 0)
         leases = [book.acquire(0) for _ in range(2)]
         assert first.train(leases[:1], 0) == ([], 1)
         (update,), _ = first.train(leases[1:], 1)
@@ -166,70 +144,18 @@ def test_a_process_trains_and_what_it_raises_can_travel(prepared, monkeypatch):
         (update,) = first.finish()
         assert update.lease == leases[1].id
         assert server.params().versions.numbers == (2,)
-        first.open('ce-1', 'ce', 4, prior)
-        monkeypatch.setattr(remote.ReplicaProcess, 'batch', lambda *args: 1 / 0)
+        first.open('ce-1', 'ce', 4, prior, None)
+        monkeypatch.setattr(Batcher, 'make', lambda *args: 1 / 0)
         with pytest.raises(remote.ReplicaError, match='ZeroDivisionError'):
             first.train(leases[:1], 2)
         first._client.kill()
 
 
-@pytest.mark.parametrize(
-    'field', [{'graph__context': 'biphone'}, {'sequence__graph': 'lattice'}, {'start_from': 'x'}]
-)
+@pytest.mark.parametrize('field', [{'graph__context': 'biphone'}, {'start_from': 'x'}])
 def test_what_processes_cannot_do_yet_is_said(field, make_config, tmp_path):
     config = make_config(exchange__transport='ray', exchange__ray_replicas=True, **field)
     with pytest.raises(ValueError, match='ray_replicas knows only'):
         experiment.run(config, tmp_path, quiet=True)
-
-
-REMOTE = {'exchange__transport': 'ray', 'exchange__ray_replicas': True}
-
-
-@pytest.fixture(scope='module')
-def ray_here():
-    """One Ray for all; its processes find compiled programs where other tests left theirs."""
-    pytest.importorskip('ray')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XLA_FLAGS', '')  # one device per process
-        patch.setenv('JAX_COMPILATION_CACHE_DIR', CACHE)
-        ray_transport.start(num_cpus=2)
-    yield
-    ray_transport.stop()
-
-
-def assert_replays(folder):
-    """As a user does it: in a process with one device, as the replicas' processes had."""
-    environment = {**os.environ, **ray_transport.HOST_ENV, 'JAX_COMPILATION_CACHE_DIR': CACHE}
-    done = subprocess.run(
-        [sys.executable, 'launch/replay.py', f'--workdir={folder}'],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    assert json.loads(done.stdout)['identical']
-
-
-@pytest.fixture
-def send(monkeypatch):
-    """`send({n: signal})`: when n updates are completed, to the second replica's process."""
-    made, pids, count = [], {}, itertools.count(1)
-    add, init = monitor.Monitor.add, hosts.Hosts.__init__
-
-    def plan(signals):
-        def watched(self, *args):
-            init(self, *args)
-            made.append(self)
-
-        def sending(self, update):
-            add(self, update)
-            number = next(count)  # replicas call this at the same time
-            if number in signals:
-                pids.update(pids or made[0].pids())  # a paused process does not say its own
-                os.kill(pids[1], signals[number])
-
-        monkeypatch.setattr(hosts.Hosts, '__init__', watched)
-        monkeypatch.setattr(monitor.Monitor, 'add', sending)
-
-    return plan
 
 
 @pytest.mark.slow
@@ -270,12 +196,13 @@ def test_nobody_waits_for_a_process_that_is_paused_beyond_its_lease(
 
 INTERRUPTED = """
 import os, runpy, signal, sys
+stop_at = int(sys.argv.pop(1))
 from seqtrain.training import monitor
 real, seen = monitor.Monitor.add, []
 def add(self, update):
     real(self, update)
     seen.append(update)
-    if len(seen) == 6:
+    if len(seen) == stop_at:
         os.kill(os.getpid(), signal.SIGINT)
 monitor.Monitor.add = add
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
@@ -285,11 +212,15 @@ runpy.run_path('launch/train.py', run_name='__main__')
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_replica_processes_goes_on(ray_here, arguments, tmp_path, caplog):
-    flags = [f'--config.{name.replace("__", ".")}={value}' for name, value in REMOTE.items()]
+@pytest.mark.parametrize(('fields', 'after'), [({}, 6), (LATTICES, 11)])
+def test_a_stopped_run_with_replica_processes_goes_on(
+    ray_here, arguments, tmp_path, caplog, fields, after
+):
+    chosen = {**REMOTE, **fields}
+    flags = [f'--config.{name.replace("__", ".")}={value}' for name, value in chosen.items()]
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': CACHE}
     stopped = subprocess.run(
-        [sys.executable, '-c', INTERRUPTED, *arguments, *flags],
+        [sys.executable, '-c', INTERRUPTED, str(after), *arguments, *flags],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert stopped.returncode == 130, stopped.stderr
