@@ -1,12 +1,13 @@
 """Training on lattices in small: modes, criteria, failures, going on, replay."""
 
 import math
+import types
 
 import pytest
 
-from seqtrain.exchange import ReplayError, eventlog
+from seqtrain.exchange import Event, ReplayError, eventlog
 from seqtrain.lattices import LatticeGenerator, LatticePair
-from seqtrain.training import experiment, lattice, monitor, replay
+from seqtrain.training import experiment, lattice, lattice_replay, monitor, replay
 
 
 @pytest.fixture
@@ -121,6 +122,23 @@ def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
     result = replay.run(tmp_path)
     assert result['identical']
     assert result['pushes'] == 14
+
+
+def test_a_replay_knows_which_parameters_made_the_lattices():
+    def push(seq, version, s2, life=0, generation=0):
+        versions = {'bases': (version,), 'generations': (generation,)}
+        return Event('applied', 0, 1, seq, version, s2=s2, life=life, **versions)
+
+    ahead = lattice_replay.LatticeReplay(types.SimpleNamespace(config=lattice.LatticeConfig()))
+    assert ahead.begin(push(0, 4, s2=0), 'first') == 'first'
+    assert ahead.begin(push(1, 7, s2=3), 'second') == 'first'
+    # It had no lease to prepare for, then got one of a replica that had failed.
+    assert ahead.begin(push(2, 9, s2=0), 'third') == 'third'
+    assert ahead.begin(push(3, 9, s2=0), 'third again') == 'third'
+    assert ahead.begin(push(4, 2, s2=0, generation=1), 'restarted') == 'third again'
+    assert ahead.begin(push(5, 3, s2=0, life=1, generation=1), 'fourth') == 'fourth'
+    with pytest.raises(ReplayError, match='pushed 6 before 7'):
+        ahead.begin(push(7, 8, s2=2, life=1, generation=1), 'fifth')
 
 
 @SLOW

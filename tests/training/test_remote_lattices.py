@@ -23,14 +23,21 @@ def on_lattices(prepared, folder):
     return lattice_stage.make(config, data, network, align.flat_start(data), folder, params)
 
 
-def test_processes_make_the_lattices_that_the_driver_would(prepared, monkeypatch, tmp_path):
-    config, data, _, params = prepared
+@pytest.fixture
+def victim(prepared, monkeypatch):
+    """A transcript for which there is no path."""
+    _, data, *_ = prepared
     victim, real = data.features.texts[3], LatticeGenerator.pair
 
     def pair(self, scores, words):
         return LatticePair(None, None, 'no path') if words == victim else real(self, scores, words)
 
     monkeypatch.setattr(LatticeGenerator, 'pair', pair)
+    return victim
+
+
+def test_processes_make_the_lattices_that_the_driver_would(prepared, victim, tmp_path):
+    config, data, _, params = prepared
     work = on_lattices(prepared, tmp_path)
     replicas, _ = processes(config, data, params)
     works = [*(replica.lattices(work.maker.sizes) for replica in replicas), work]
@@ -56,13 +63,14 @@ def test_processes_make_the_lattices_that_the_driver_would(prepared, monkeypatch
         source.close()
 
 
-def test_a_process_makes_lattices_ahead_and_says_what_they_were_like(prepared, tmp_path):
+def test_a_process_makes_lattices_ahead_and_says_what_they_were_like(prepared, victim, tmp_path):
     config, data, _, params = prepared
     sizes = on_lattices(prepared, tmp_path).maker.sizes
-    (first, _), server = processes(config, data, params)
+    replicas, server = processes(config, data, params)
     prior = np.zeros(data.topology.num_pdfs, np.float32)
     book, updates = lease_book(config, data), []
-    leases = [book.acquire(0) for _ in range(3)]
+    number = next(n for n in range(2) if 3 in book.members(n))
+    first, leases = replicas[number], [book.acquire(number) for _ in range(4)]
     with server:
         assert first.open('mmi', 'sequence', 0, prior, sizes).horizon == 1
         for position, lease in enumerate(leases):
@@ -70,6 +78,8 @@ def test_a_process_makes_lattices_ahead_and_says_what_they_were_like(prepared, t
         updates += first.finish()
     assert [update.lease for update in updates] == [lease.id for lease in leases]
     assert all(update.metrics['lattice_depth'] > 1 for update in updates)
+    failed = {data.features.texts[n]: why for update in updates for n, why in update.reasons}
+    assert failed == {victim: 'no path'}
     assert all(update.metrics['denominator_occupancy'] > 0.999 for update in updates)
     assert_nothing_of_an_utterance(config, data, hosts.make_brief(config, data), sizes, updates)
     assert not [t for t in threading.enumerate() if t.name.startswith('lattices')]
