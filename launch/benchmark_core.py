@@ -2,6 +2,7 @@
 
     python launch/benchmark_core.py --out=DIR [--graphs=wsj,200,2k,10k] [--batches=1,8,32,128]
         [--frames=150,700] [--backends=xla,cpu] [--seconds=2] [--kernels=loss,viterbi]
+        [--leaky=1e-5]
 
 One thread: taskset -c 0 python launch/benchmark_core.py ... (XLA sizes its pool by the CPUs it
 may use). Every case runs in a process of its own. Writes DIR/benchmark_core.json and
@@ -43,6 +44,7 @@ _KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'What to time.')
 _XLA_WORK = flags.DEFINE_float(
     'xla_work', 1e9, 'Leaves out cases of the xla backend with more arcs times frames than this.'
 )
+_LEAKY = flags.DEFINE_float('leaky', 0.0, "Coefficient of Kaldi's leaky HMM, of the loss.")
 _NUMERATORS = flags.DEFINE_bool('numerators', True, 'Also 32 numerators of about 450 states each.')
 _WSJ = flags.DEFINE_string(
     'wsj',
@@ -154,7 +156,8 @@ def measure(case: Case, seconds: float, settings: list[str]) -> Row:
     lengths = jnp.full(batch, frames, jnp.int32)
 
     def total(x, graph):
-        return ops.log_partition(x, lengths, graph, backend=case.backend).sum()
+        loss = ops.log_partition(x, lengths, graph, leaky=_LEAKY.value, backend=case.backend)
+        return loss.sum()
 
     def best(x, graph):
         return ops.viterbi(x, lengths, graph, backend=case.backend)

@@ -131,10 +131,12 @@ void CopyStates(Plan* plan, const Ints& number) {
   plan->initial.resize(g.num_states);
   plan->final_.resize(g.num_states);
   plan->starts.clear();
+  plan->initial_total = 0;
   for (int64_t s = 0; s < g.num_states; ++s) {
     plan->wide |= Beyond(g.initial[s]) || Beyond(g.final_[s]);
     plan->initial[number[s]] = std::exp(g.initial[s]);
     plan->final_[number[s]] = std::exp(g.final_[s]);
+    plan->initial_total += plan->initial[number[s]];
     if (plan->initial[number[s]] > 0) plan->starts.push_back(number[s]);
   }
 }
@@ -196,6 +198,8 @@ void Plan::Build(const GraphView& view, int64_t num_pdfs, Shape shape) {
   if (shape == Shape::kSingle) return FillSells(row, source, in, out);
   const Ints into_at = Fill(&into, row, in, num_rows), from_at = Fill(&from, source, out, num_states);
   if (grouped) {
+    row_initial.assign(num_rows, 0.0f);
+    for (size_t i = 0; i < kept.size(); ++i) row_initial[row[i]] += in[i].prob * initial[source[i]];
     pdf_begin.assign(used.size() + 1, 0);
     for (int32_t p : row_pdf) ++pdf_begin[p + 1];
     std::partial_sum(pdf_begin.begin(), pdf_begin.end(), pdf_begin.begin());

@@ -80,6 +80,8 @@ struct Plan {
   std::vector<int32_t> starts;     // states with an initial weight
   std::vector<float> initial;      // [S], probabilities
   std::vector<float> final_;       // [S]
+  std::vector<float> row_initial;  // [num_rows], Σ prob · initial(src), for leaks; only kLanes, grouped
+  float initial_total = 0;         // Σ initial
 
   void Build(const GraphView& view, int64_t num_pdfs, Shape shape);
 
