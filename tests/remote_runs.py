@@ -15,6 +15,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 CACHE = str(ROOT / '.jax_cache')
 REMOTE = {'exchange__transport': 'ray', 'exchange__ray_replicas': True}
 LATTICES = {'sequence__graph': 'lattice', 'lattice__acoustic_scale': 0.5}
+TIED = {
+    'graph__context': 'biphone',
+    'graph__num_tied': 60,
+    'graph__min_count': 8,
+    'bootstrap__mono_rounds': 2,
+    'bootstrap__mono_offsets': ((-1, 0, 1),),
+}
 
 
 def assert_nothing_of_an_utterance(config, data, *told):
@@ -29,10 +36,10 @@ def assert_nothing_of_an_utterance(config, data, *told):
         assert features[:1].tobytes() not in told
 
 
-def processes(config, data, params):
+def processes(config, data, params, first=None):
     brief = hosts.make_brief(config, data)
     server = LocalServer(params, 1, rules.sgd(0.1), Policy(num_workers=2))
-    return [remote.ReplicaProcess(number, brief, server) for number in range(2)], server
+    return [remote.ReplicaProcess(number, brief, server, first) for number in range(2)], server
 
 
 def assert_replays(folder):

@@ -27,7 +27,8 @@ class Position:
       updates: updates of the whole run that are done.
       shards: the server's snapshot.
       leases: the lease book's state.
-      labels: i32[sum of output lengths], the alignments end to end.
+      labels: i32[sum of output lengths], the alignments end to end: the newest ones, or the run's
+        first where the replicas are processes and make the others.
       log_prior: f32[P].
     """
 

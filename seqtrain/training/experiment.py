@@ -89,10 +89,6 @@ def _monophone_run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet:
     return _run(start.monophone_config(config), path, quiet)
 
 
-_ELSEWHERE = np.full(1, -1, np.int32)
-"""Saved in place of alignments that the replicas' processes have."""
-
-
 class Experiment:
     """What a run holds in memory; the main thread's."""
 
@@ -120,7 +116,6 @@ class Experiment:
         self.devices = devices.replica_devices(devices.count(config.exchange))
         self.book = lease_book(config, self.data)
         self.gate = CompileGate()
-        self.labels: list[np.ndarray] = []
         self.log_prior = np.zeros(0, np.float32)
         self._align = steps.make_align(self.network)
         self._steps: dict[str, Any] = {}
@@ -143,12 +138,19 @@ class Experiment:
         self.fleet = Fleet(exchange.num_replicas, exchange.max_restarts, self.monitor.first_life)
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
+        # Of replicas that are processes these stay the first ones: see `Position.labels`.
+        self.labels = self.data.by_utterance(position.labels) if position else begun.labels
         self.hosts = serving.hosts(
-            self.config, self.data, begun.params, self.server, self.workdir.path / 'aligners'
+            self.config,
+            self.data,
+            begun.params,
+            self.server,
+            None if start.is_flat(self.config) else self.labels,
+            self.workdir.path / start.ALIGNERS,
         )
         if self.hosts is not None:
             resources.callback(self.hosts.close)
-        self._restore(begun, position)
+        self._restore(position)
 
     def train(self) -> None:
         """Runs the stages that are left."""
@@ -187,7 +189,6 @@ class Experiment:
         if index and self.stages[index - 1].kind != stage.kind:
             self.server.set_rule(serving.rule(self.config, stage.kind), note=stage.name)
         if stage.realign and self.hosts is not None:
-            self.labels = []  # they stay with the replicas
             self.log_prior = self.hosts.realign(index, stage, params, self.fleet, self.monitor)
         elif stage.realign:
             batcher = Batcher(self.data, self.config.seed)
@@ -277,7 +278,7 @@ class Experiment:
                 len(self.monitor.updates),
                 self.server.snapshot(),
                 leases,
-                np.concatenate(self.labels or [_ELSEWHERE]),
+                np.concatenate(self.labels),
                 self.log_prior,
             )
         )
@@ -290,15 +291,12 @@ class Experiment:
         folder = self.workdir.path / 'shards'
         return serving.server(self.config, params, stage.kind, self.monitor.on_event, folder)
 
-    def _restore(self, begun: start.Start, position: Position | None) -> None:
+    def _restore(self, position: Position | None) -> None:
         if position is None:
-            self.labels = begun.labels
             self.log_prior = self._priors()
             return
         self.server.restore(position.shards)
         self.book.restore(position.leases)
-        if self.hosts is None:
-            self.labels = np.split(position.labels, np.cumsum(self.data.output_lengths)[:-1])
         self.log_prior = position.log_prior
         logger.info('Continuing from update %d.', position.updates)
 

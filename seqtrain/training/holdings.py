@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import pathlib
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,11 @@ def checksum(ids: Sequence[str]) -> int:
     return zlib.crc32('\n'.join(ids).encode())
 
 
+def saved_aligners(folder: pathlib.Path) -> dict[int, np.ndarray]:
+    """f32[n], the parameters that aligned, by the number of the stage they aligned for."""
+    return dict(sorted((int(file.stem), np.load(file)) for file in folder.glob('*.npy')))
+
+
 class Holdings:
     """A process's data: by the numbers that utterances have in the whole training set.
 
@@ -84,6 +90,8 @@ class Holdings:
       brief: see there.
       align_step: see `steps.make_align`.
       device: where alignments are made.
+      first: by pool, i32[sum of output lengths], its first alignments end to end, asked for with
+        the pool; None: they are the flat start.
 
     Attributes:
       aligners: the parameters that aligned, see `Labels`.
@@ -96,9 +104,10 @@ class Holdings:
         brief: Brief,
         align_step: Callable[..., Any],
         device: jax.Device,
+        first: Any = None,
     ):
         self._config, self._brief = config, brief
-        self._align, self._device = align_step, device
+        self._align, self._device, self._first = align_step, device, first
         self._held: dict[int, _Held] = {}
         self._places = {
             number: (pool, place)
@@ -113,7 +122,8 @@ class Holdings:
         if number not in self._held:
             pool = self._brief.pools[number]
             data = part_of(self._config, self._brief, pool)
-            labels = Labels(data, self._config.seed, self._align, self._device, pool.parts)
+            first = self._first_labels(number, data)
+            labels = Labels(data, first, self._config.seed, self._align, self._device, pool.parts)
             self._held[number] = _Held(data, labels)
         held = self._held[number]
         held.labels.aligners = self.aligners
@@ -140,6 +150,17 @@ class Holdings:
             self._config.model.subsampling,
         )
         return assembly.batcher(self._config, data)
+
+    def _first_labels(self, number: int, data: prepare.TrainingData) -> list[np.ndarray]:
+        if self._first is None:
+            return align.flat_start(data)
+        joined = self._first[number]
+        if len(joined) != data.output_lengths.sum():
+            raise DataError(
+                "The recordings that this process finds are not as long as the driver's: "
+                'config.data must name the same corpus on every machine.'
+            )
+        return data.by_utterance(joined)
 
     def _by_number(self, of: Callable[[_Held], Any]) -> _ByNumber:
         return _ByNumber(self.pool, self._places, of)
@@ -178,12 +199,13 @@ class _ByNumber(Sequence):
 class Labels:
     """Alignments as a function of the parameters that aligned; made when they are asked for.
 
-    Round r is by the r-th of `aligners`; where that finds no path, by the one before; round 0 is
-    the flat start. The same groups are aligned together as in `align.realign`, so the results are
+    Round r is by the r-th of `aligners`; where that finds no path, by the one before; round 0 are
+    the first ones. The same groups are aligned together as in `align.realign`, so the results are
     the same bits.
 
     Args:
       data: a pool's.
+      first: i32[U] per utterance.
       seed: of the batcher.
       align_step: see `steps.make_align`.
       device: where.
@@ -193,6 +215,7 @@ class Labels:
     def __init__(
         self,
         data: prepare.TrainingData,
+        first: Sequence[np.ndarray],
         seed: int,
         align_step: Callable[..., Any],
         device: jax.Device,
@@ -204,7 +227,7 @@ class Labels:
         lengths = data.features.num_frames.tolist()
         groups = [group for part in parts for group in data.buckets.plan(part, lengths)]
         self._group = {index: group for group in groups for index in group[1]}
-        self._rounds: list[dict[int, np.ndarray]] = [dict(enumerate(align.flat_start(data)))]
+        self._rounds: list[dict[int, np.ndarray]] = [dict(enumerate(first))]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """i32[U] of the newest round. Threads may ask at the same time."""

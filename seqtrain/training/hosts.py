@@ -23,7 +23,7 @@ from seqtrain.exchange import Partition
 from seqtrain.exchange.transport.ray_lines import load_ray
 from seqtrain.training import assembly, bootstrap, errors, lattice_stage, prepare
 from seqtrain.training.fleet import Fleet
-from seqtrain.training.holdings import Brief, Pool, checksum
+from seqtrain.training.holdings import Brief, Pool, checksum, saved_aligners
 from seqtrain.training.lattice import Sizes
 from seqtrain.training.leasing import by_speaker, parts
 from seqtrain.training.monitor import Failure, Monitor, Update
@@ -66,6 +66,21 @@ def _pools(config: ml_collections.ConfigDict, data: TrainingData) -> list[Pool]:
     return pools
 
 
+def first_labels(brief: Brief, labels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Alignments as `Holdings` wants them, of all pools: i32[sum of output lengths] each."""
+    return [np.concatenate([labels[i] for i in pool.members]) for pool in brief.pools]
+
+
+class _Fetched:
+    """What the driver has put into Ray's store, by number; it comes when it is asked for."""
+
+    def __init__(self, refs: Sequence[Any]):
+        self._refs = refs
+
+    def __getitem__(self, number: int) -> Any:
+        return load_ray().get(self._refs[number])
+
+
 class Hosts:
     """The processes of all replicas.
 
@@ -74,6 +89,7 @@ class Hosts:
       data: the whole training set.
       params: parameters of the network, for their shapes.
       endpoint: of the server.
+      labels: i32[U] per utterance, the first alignments; None: processes make a flat start.
       folder: where the parameters that aligned are kept, for a run that is continued.
     """
 
@@ -83,6 +99,7 @@ class Hosts:
         data: TrainingData,
         params: Any,
         endpoint: Any,
+        labels: Sequence[np.ndarray] | None,
         folder: pathlib.Path,
     ):
         ray = load_ray()
@@ -96,6 +113,9 @@ class Hosts:
         ]
         self._by_speaker = by_speaker(config)
         self._brief = ray.put(brief)
+        self._first = None
+        if labels is not None:
+            self._first = _Fetched([ray.put(one) for one in first_labels(brief, labels)])
         settings = config.exchange
         tpus = {'TPU': settings.replica_tpus} if settings.replica_tpus else {}
         self._host = ray.remote(ReplicaProcess).options(
@@ -106,7 +126,7 @@ class Hosts:
             scheduling_strategy='SPREAD',
         )
         self._actors: dict[int, Any] = {}
-        self._aligners = {int(file.stem): ray.put(np.load(file)) for file in folder.glob('*.npy')}
+        self._aligners = {n: ray.put(flat) for n, flat in saved_aligners(folder).items()}
 
     def pids(self) -> dict[int, int]:
         """The process ids by replica."""
@@ -200,7 +220,9 @@ class Hosts:
 
     def _actor(self, number: int) -> Any:
         if number not in self._actors:
-            self._actors[number] = self._host.remote(number, self._brief, self._endpoint)
+            self._actors[number] = self._host.remote(
+                number, self._brief, self._endpoint, self._first
+            )
         return self._actors[number]
 
     def _discard(self, number: int) -> None:

@@ -90,6 +90,10 @@ class TrainingData:
         """The same of one utterance."""
         return -(-len(self.features.features[index]) // self.subsampling)
 
+    def by_utterance(self, joined: np.ndarray) -> list[np.ndarray]:
+        """What has a row per output frame, all utterances end to end, taken apart again."""
+        return np.split(joined, np.cumsum(self.output_lengths)[:-1])
+
 
 def training_data(
     utterances: Sequence[Utterance],

@@ -4,11 +4,13 @@
              ── leases: utterance numbers ───────►            ── pushes ─► shards
              ◄── metrics of batches, label counts ─           ◄─ pulls ──
 
-No audio, feature, transcript, alignment or lattice travels: features come from the process's own
-copy of the corpus (and its cache), alignments are made again from the parameters that aligned,
-lattices by each replica on its own host, ahead of the device, as replicas that are threads do. In
-speaker-disjoint mode a process reads the recordings of its own speakers only; where a replica is
-gone for good, whoever gets its leases reads its speakers' too.
+No audio, feature, transcript or lattice travels: features come from the process's own copy of the
+corpus (and its cache), alignments are made again from the parameters that aligned, lattices by each
+replica on its own host, ahead of the device, as replicas that are threads do. Only where a run does
+not begin with a flat start (tied states, `bootstrap.mono_offsets`, `start_from`) a process asks the
+driver for the first alignments, pdf numbers, of what it holds. In speaker-disjoint mode it reads
+the recordings, and asks for alignments, of its own speakers only; where a replica is gone for good,
+whoever gets its leases reads its speakers' too.
 
 This module knows nothing of Ray; `hosts` is the driver's side.
 """
@@ -85,9 +87,10 @@ class ReplicaProcess:
       number: the replica's.
       brief: see `Brief`.
       endpoint: of the server; anything with `connect`.
+      first: first alignments, see `Holdings`.
     """
 
-    def __init__(self, number: int, brief: Brief, endpoint: Any):
+    def __init__(self, number: int, brief: Brief, endpoint: Any, first: Any = None):
         self._number, self._brief, self._endpoint = number, brief, endpoint
         self._config = config_lib.from_json(brief.config)
         keep_freed_memory()
@@ -97,7 +100,9 @@ class ReplicaProcess:
             self._config, brief.num_inputs, brief.topology.num_pdfs
         )
         self._flat = Partition.make(params, 1)
-        self.holdings = Holdings(self._config, brief, steps.make_align(self._network), self._device)
+        self.holdings = Holdings(
+            self._config, brief, steps.make_align(self._network), self._device, first
+        )
         self._steps: dict[str, Callable[..., Any]] = {}
         self._gate = CompileGate()
         self._client: Client | None = None

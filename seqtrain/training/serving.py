@@ -11,12 +11,12 @@ Rules want one of three things (see `exchange.rules`), and a replica pushes one 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 import optax
 
 from seqtrain import exchange
@@ -125,26 +125,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             'config.exchange.dylu gives each replica its own number of local steps: it needs '
             'local_steps of 2 or more and mode=async.'
         )
-    if settings.ray_replicas:
-        _check_ray_replicas(config)
-
-
-def _check_ray_replicas(config: ml_collections.ConfigDict) -> None:
-    if config.exchange.transport != 'ray':
+    if settings.ray_replicas and settings.transport != 'ray':
         raise ValueError('config.exchange.ray_replicas needs config.exchange.transport=ray.')
-    needed = {
-        'graph.context': 'mono',
-        'bootstrap.mono_offsets': (),
-        'start_from': '',
-    }
-    for name, value in needed.items():
-        given = functools.reduce(lambda part, field: part[field], name.split('.'), config)
-        if given != value:
-            raise ValueError(
-                f'config.exchange.ray_replicas knows only config.{name}={value!r} so far: its '
-                'processes make their alignments themselves, and their graphs from phones. Leave '
-                'ray_replicas off (shards may still be Ray actors), or change that field.'
-            )
 
 
 def _check_rule(settings: ml_collections.ConfigDict) -> None:
@@ -310,6 +292,7 @@ def hosts(
     data: prepare.TrainingData,
     params: Any,
     server: Any,
+    labels: Sequence[np.ndarray] | None,
     folder: pathlib.Path,
 ) -> Any:
     """The replicas' processes (`hosts.Hosts`), or None where replicas are threads of this one."""
@@ -317,4 +300,4 @@ def hosts(
         return None
     from seqtrain.training.hosts import Hosts
 
-    return Hosts(config, data, params, server.endpoint, folder)
+    return Hosts(config, data, params, server.endpoint, labels, folder)

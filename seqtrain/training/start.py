@@ -26,20 +26,24 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 import scipy.fft
 
+from seqtrain.exchange import Partition
 from seqtrain.graphs import TiedTopology, Topology, relabel, segments, tie_by_counts, tree
-from seqtrain.training import align, assembly, devices, recognizer, steps
+from seqtrain.training import align, assembly, devices, holdings, recognizer, steps
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
+from seqtrain.training.checkpoint import Position
 from seqtrain.training.leasing import parts
 from seqtrain.training.prepare import TrainingData
 from seqtrain.training.workdir import WorkdirError
 
 logger = logging.getLogger(__name__)
 
+ALIGNERS = 'aligners'
 MONO = 'mono'
 _CONTEXTS = {'mono': '', 'biphone': 'left', 'triphone': 'both'}
 _TYING = pathlib.Path('model') / 'tying.npz'
@@ -87,6 +91,11 @@ def needs_monophones(config: ml_collections.ConfigDict) -> bool:
     """Whether a monophone run in the folder `mono/` has to come first."""
     before = is_tied(config) or len(config.bootstrap.mono_offsets) > 0
     return before and not config.start_from
+
+
+def is_flat(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run begins with a flat start, which a replica's process makes for itself."""
+    return not (config.start_from or needs_monophones(config))
 
 
 def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -145,7 +154,7 @@ def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -
         steps.make_align(net),
         params,
         Batcher(data, mono.seed),
-        np.split(position.labels, np.cumsum(data.output_lengths)[:-1]),
+        newest_labels(mono, folder / MONO, position, data, net, params),
         devices.replica_devices(mono.exchange.num_replicas),
         parts(mono, data),
     )
@@ -175,11 +184,43 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
         shutil.copyfile(source / _TYING, folder / _TYING)
     begun = resume(config, folder)
     params, position = recognizer.trained(before, source, begun.params)
-    lengths = begun.data.output_lengths
-    if len(position.labels) != lengths.sum():
+    if len(position.labels) != begun.data.output_lengths.sum():
         raise WorkdirError(f'config.start_from: {source} was trained on other utterances.')
-    labels = np.split(position.labels, np.cumsum(lengths)[:-1])
+    labels = newest_labels(before, source, position, begun.data, begun.network, params)
     return dataclasses.replace(begun, params=params, labels=labels)
+
+
+def newest_labels(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    position: Position,
+    data: TrainingData,
+    network: steps.Network,
+    params: Any,
+) -> list[np.ndarray]:
+    """i32[U] per utterance: the alignments that a run had where it ended.
+
+    The checkpoint has them, unless the run's replicas were processes, which made them for
+    themselves: then they are made again by the parameters that aligned there.
+
+    Args:
+      config, folder, position: the run's; its newest checkpoint.
+      data, network: in that run's topology.
+      params: any parameters of the network, for their shapes.
+    """
+    labels = data.by_utterance(position.labels)
+    if not config.exchange.ray_replicas:
+        return labels
+    last = position.stage - (position.completed == 0)  # the stage that was trained last
+    saved, flat = holdings.saved_aligners(folder / ALIGNERS), Partition.make(params, 1)
+    device = jax.local_devices()[0]
+    made = holdings.Labels(
+        data, labels, config.seed, steps.make_align(network), device, parts(config, data)
+    )
+    made.aligners = tuple(
+        jax.device_put(flat.join([one]), device) for stage, one in saved.items() if stage <= last
+    )
+    return [made[index] for index in range(len(data))]
 
 
 def _check_same(config: ml_collections.ConfigDict, before: ml_collections.ConfigDict) -> None:

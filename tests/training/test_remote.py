@@ -14,6 +14,7 @@ from remote_runs import (
     LATTICES,
     REMOTE,
     ROOT,
+    TIED,
     assert_nothing_of_an_utterance,
     assert_replays,
     processes,
@@ -21,6 +22,7 @@ from remote_runs import (
 
 from seqtrain.data.utterance import DataError
 from seqtrain.exchange import LocalServer, Partition, eventlog
+from seqtrain.graphs import relabel
 from seqtrain.training import (
     align,
     assembly,
@@ -30,6 +32,7 @@ from seqtrain.training import (
     hosts,
     monitor,
     remote,
+    start,
     steps,
 )
 from seqtrain.training import config as config_lib
@@ -67,38 +70,55 @@ def test_nothing_that_goes_to_or_from_a_process_holds_an_utterance(prepared, mon
     assert_nothing_of_an_utterance(config, data, *said)
 
 
-def test_processes_make_the_batches_and_alignments_that_the_driver_would(prepared):
+@pytest.fixture(params=['flat start', 'tied'])
+def begun(request, prepared):
+    """The same, the first alignments, and what processes are given of these."""
     config, data, network, params = prepared
+    labels = align.flat_start(data)
+    if request.param == 'flat start':
+        return config, data, network, params, labels, None
+    config.graph.update(context='biphone', num_tied=60, min_count=8)
+    tied = start.tie(config.graph, data, labels)
+    labels = [relabel(one, data.topology, tied) for one in labels]
+    data = assembly.training_data(config, tied)
+    network, params = assembly.network(config, data.features.dim, tied.num_pdfs)
+    first = hosts.first_labels(hosts.make_brief(config, data), labels)
+    return config, data, network, params, labels, first
+
+
+def test_processes_make_the_batches_and_alignments_that_the_driver_would(begun):
+    config, data, network, params, expected, first = begun
     (flat,) = Partition.make(params, 1).split(params)
-    expected = align.flat_start(data)
     device, places = jax.devices()[0], parts(config, data)
-    for _ in range(2):  # twice: what the first finds no path for keeps the flat start
-        expected = align.realign(
-            steps.make_align(network), params, Batcher(data, config.seed), expected,
-            [device] * 2, places,
-        )  # fmt: skip
-    replicas, _ = processes(config, data, params)
+    replicas, _ = processes(config, data, params, first)
     tasks = [(0, 0), (0, 1)] if config.data.split_by == 'utterance' else [(0, 0), (1, 0)]
-    counts = [replicas[n].count(*task, flat, flat) for n, task in enumerate(tasks)]
-    np.testing.assert_array_equal(
-        sum(counts), bootstrap.count_labels(expected, data.topology.num_pdfs)
-    )
     book, batcher = lease_book(config, data), assembly.batcher(config, data)
-    for number in (0, 1, 0, 1):
-        lease = book.acquire(number)
-        held = replicas[number].holdings
-        mine = held.batcher.make(lease, device, held.labels)
-        whole = batcher.make(lease, device, expected)
-        assert mine.shape == whole.shape
-        np.testing.assert_array_equal(mine.indices, whole.indices)
-        jax.tree.map(np.testing.assert_array_equal, mine.device, whole.device)
+    for rounds in range(3):  # what the first alignment finds no path for keeps round 0
+        if rounds:
+            expected = align.realign(
+                steps.make_align(network), params, Batcher(data, config.seed), expected,
+                [device] * 2, places,
+            )  # fmt: skip
+        counts = [replicas[n].count(*task, *[flat] * rounds) for n, task in enumerate(tasks)]
+        np.testing.assert_array_equal(
+            sum(counts), bootstrap.count_labels(expected, data.topology.num_pdfs)
+        )
+        for number in (0, 1, 0, 1):
+            lease = book.acquire(number)
+            held = replicas[number].holdings
+            mine = held.batcher.make(lease, device, held.labels)
+            whole = batcher.make(lease, device, expected)
+            assert mine.shape == whole.shape
+            np.testing.assert_array_equal(mine.indices, whole.indices)
+            jax.tree.map(np.testing.assert_array_equal, mine.device, whole.device)
 
 
 def test_a_process_holds_only_its_own_speakers_until_it_inherits_others(prepared, monkeypatch):
     config, data, _, params = prepared
     if config.data.split_by != 'speaker':
         pytest.skip('in utterance mode everybody holds everything')
-    read = []
+    read, asked = [], []
+    first = hosts.first_labels(hosts.make_brief(config, data), align.flat_start(data))
     real = holdings.feature_lib.compute_copies
 
     def compute(utterances, *args):
@@ -106,18 +126,26 @@ def test_a_process_holds_only_its_own_speakers_until_it_inherits_others(prepared
         return real(utterances, *args)
 
     monkeypatch.setattr(holdings.feature_lib, 'compute_copies', compute)
-    (first, _), _ = processes(config, data, params)
+
+    class First:
+        def __getitem__(self, pool):
+            asked.append(pool)
+            return first[pool]
+
+    (process, _), _ = processes(config, data, params, First())
     book = lease_book(config, data)
-    held = first.holdings
+    held = process.holdings
     held.batcher.make(book.acquire(0), jax.devices()[0], held.labels)
     mine = {data.features.speakers[i] for i in book.members(0)}
     assert set(read) == mine
+    assert asked == [0]
     book.release(1)  # replica 1 is gone; its pool comes here
     leases = [book.acquire(0) for _ in range(4)]
     assert {lease.id[0] for lease in leases} == {0, 1}
     for lease in leases:
         held.batcher.make(lease, jax.devices()[0], held.labels)
     assert set(read) == set(data.features.speakers)
+    assert asked == [0, 1]
 
 
 def test_a_process_with_another_corpus_is_found_out(prepared):
@@ -126,6 +154,15 @@ def test_a_process_with_another_corpus_is_found_out(prepared):
     brief.config['data']['max_train'] = 12
     process = remote.ReplicaProcess(0, brief, None)
     with pytest.raises(DataError, match='same corpus on every machine'):
+        process.count(0, 0)
+
+
+def test_a_process_with_longer_recordings_is_found_out(prepared):
+    config, data, _, params = prepared
+    brief = hosts.make_brief(config, data)
+    shorter = [one[1:] for one in hosts.first_labels(brief, align.flat_start(data))]
+    (process, _), _ = processes(config, data, params, shorter)
+    with pytest.raises(DataError, match='not as long as the driver'):
         process.count(0, 0)
 
 
@@ -149,13 +186,6 @@ def test_a_process_trains_and_what_it_raises_can_travel(prepared, monkeypatch):
         with pytest.raises(remote.ReplicaError, match='ZeroDivisionError'):
             first.train(leases[:1], 2)
         first._client.kill()
-
-
-@pytest.mark.parametrize('field', [{'graph__context': 'biphone'}, {'start_from': 'x'}])
-def test_what_processes_cannot_do_yet_is_said(field, make_config, tmp_path):
-    config = make_config(exchange__transport='ray', exchange__ray_replicas=True, **field)
-    with pytest.raises(ValueError, match='ray_replicas knows only'):
-        experiment.run(config, tmp_path, quiet=True)
 
 
 @pytest.mark.slow
@@ -211,18 +241,21 @@ runpy.run_path('launch/train.py', run_name='__main__')
 """
 
 
+def launched(arguments, fields, *script):
+    flags = [f'--config.{name.replace("__", ".")}={value}' for name, value in fields.items()]
+    return subprocess.run(
+        [sys.executable, *script, *arguments, *flags],
+        cwd=ROOT, env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': CACHE},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(('fields', 'after'), [({}, 6), (LATTICES, 11)])
+@pytest.mark.parametrize(('fields', 'after'), [({}, 6), (LATTICES, 11), (TIED, 10)])
 def test_a_stopped_run_with_replica_processes_goes_on(
     ray_here, arguments, tmp_path, caplog, fields, after
 ):
-    chosen = {**REMOTE, **fields}
-    flags = [f'--config.{name.replace("__", ".")}={value}' for name, value in chosen.items()]
-    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': CACHE}
-    stopped = subprocess.run(
-        [sys.executable, '-c', INTERRUPTED, str(after), *arguments, *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    stopped = launched(arguments, {**REMOTE, **fields}, '-c', INTERRUPTED, str(after))
     assert stopped.returncode == 130, stopped.stderr
     folder = tmp_path / 'run'
     config = config_lib.from_json(json.loads((folder / 'config.json').read_text()))
@@ -230,4 +263,23 @@ def test_a_stopped_run_with_replica_processes_goes_on(
     result = experiment.run(config, folder, quiet=True)
     assert 'Continuing from update' in caplog.text
     assert result['updates'] == 14
+    assert 0 <= result['wer'] <= 2
+    assert_replays(folder)
+
+
+@pytest.mark.slow
+def test_a_criterion_on_lattices_from_another_run_with_replica_processes(
+    ray_here, arguments, tmp_path
+):
+    fields = {**REMOTE, **TIED, 'bootstrap__mono_offsets': (), 'data__split_by': 'speaker'}
+    before = launched(arguments, {**fields, 'sequence__updates': 0}, 'launch/train.py')
+    assert before.returncode == 0, before.stderr
+    fields |= {**LATTICES, 'sequence__criterion': 'smbr', 'bootstrap__rounds': 0}
+    fields['start_from'] = tmp_path / 'run'
+    folder = tmp_path / 'smbr'
+    after = launched([*arguments, f'--workdir={folder}'], fields, 'launch/train.py')
+    assert after.returncode == 0, after.stderr
+    first, result = (json.loads(one.stdout.splitlines()[-1]) for one in (before, after))
+    assert (result['updates'], result['replica_failures']) == (6, 0)
+    assert result['wer_ce'] == first['wer']
     assert_replays(folder)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from seqtrain.exchange import Partition
 from seqtrain.graphs import segments
 from seqtrain.training import (
     align,
@@ -16,7 +17,11 @@ from seqtrain.training import (
     recognizer,
     replay,
     start,
+    steps,
 )
+from seqtrain.training.batching import Batcher
+from seqtrain.training.checkpoint import Position
+from seqtrain.training.leasing import parts
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 TREE = {'graph__context': 'triphone', 'graph__num_tied': 60, 'graph__min_count': 8}
@@ -100,6 +105,32 @@ def test_a_network_that_sees_less_may_find_the_first_alignments(make_config, tmp
     jax.tree.map(np.testing.assert_array_equal, begun.params, fresh)
     flat = align.flat_start(begun.data)
     assert any((a != b).any() for a, b in zip(begun.labels, flat, strict=True))
+
+
+def test_alignments_that_processes_made_are_made_again(make_config, tmp_path):
+    config = make_config(exchange__ray_replicas=True)
+    data = assembly.training_data(config)
+    (tmp_path / start.ALIGNERS).mkdir()
+    labels = [align.flat_start(data)]
+    for stage in (2, 10):
+        config.seed = stage
+        network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+        labels.append(
+            align.realign(
+                steps.make_align(network), params, Batcher(data, 0), labels[-1],
+                jax.devices()[:2], parts(config, data),
+            )
+        )  # fmt: skip
+        (flat,) = Partition.make(params, 1).split(params)
+        np.save(tmp_path / start.ALIGNERS / f'{stage}.npy', flat)
+    ends = [((2, 0), 0), ((2, 1), 1), ((10, 0), 1), ((10, 3), 2), ((11, 0), 2)]
+    for (stage, completed), newest in ends:
+        joined = np.concatenate(labels[0])
+        position = Position(stage, completed, 0, [], {}, joined, np.zeros(0))
+        made = start.newest_labels(config, tmp_path, position, data, network, params)
+        np.testing.assert_array_equal(np.concatenate(made), np.concatenate(labels[newest]))
+    assert all(np.concatenate(one).tolist() != joined.tolist() for one in labels[1:])
+    assert np.concatenate(labels[1]).tolist() != np.concatenate(labels[2]).tolist()
 
 
 @pytest.mark.slow
