@@ -179,7 +179,7 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
         raise WorkdirError(f'config.start_from: {source} holds no run.')
     before = config_lib.from_json(json.loads((source / 'config.json').read_text()))
     _check_same(config, before)
-    if is_tied(config):
+    if is_tied(config) and folder.resolve() != source.resolve():
         (folder / _TYING).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / _TYING, folder / _TYING)
     begun = resume(config, folder)

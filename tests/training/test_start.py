@@ -14,6 +14,7 @@ from seqtrain.training import (
     decode,
     experiment,
     monitor,
+    problem,
     recognizer,
     replay,
     start,
@@ -188,6 +189,9 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     assert result['wer_ce'] == trained['wer']
     assert not (tmp_path / 'smbr' / start.MONO).exists()
     assert replay.run(tmp_path / 'smbr')['identical']
+    # The simulator reads the other run where it stands.
+    simulated = problem.AcousticProblem(after, 'sequence', loss_batches=1)
+    assert np.isfinite(simulated.loss(simulated.start()))
 
 
 @pytest.mark.parametrize(
