@@ -222,7 +222,7 @@ def test_a_history_beyond_the_caches_is_written_past_them(monkeypatch, instructi
 
 
 @MAKES
-@pytest.mark.parametrize('leaky', [0.0, 0.05, 0.5])  # centred moments feel its square
+@pytest.mark.parametrize('leaky', [0.0, 0.05, 0.5])
 def test_moments_in_every_number_of_lanes_agree_with_xla(make, leaky):
     graph = ops.pack(graph_of(make))
     scores, lengths = ragged(33, 9)
