@@ -30,7 +30,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m 'not slow' tests seqtrain
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 900 -m slow tests
 
 clean:
 	rm -rf $(VENV) build *.egg-info workdir
