@@ -229,6 +229,8 @@ def _check_same(config: ml_collections.ConfigDict, before: ml_collections.Config
         for name, value in config[part].items():
             if part == 'graph' and name not in ('topology', 'context'):
                 continue
+            if (part, name) == ('model', 'dropout'):  # of training only
+                continue
             other = before[part][name]
             if json.dumps(value) != json.dumps(other):  # JSON has no tuples
                 raise WorkdirError(

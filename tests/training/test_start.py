@@ -184,6 +184,7 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
         **COUNTS, **SHORT, start_from=str(tmp_path / 'ce'), sequence__criterion='smbr'
     )
     after.bootstrap.rounds = 0
+    after.model.dropout = 0.1  # no part of the network
     result = experiment.run(after, tmp_path / 'smbr', quiet=True)
     # What it begins with is scored as 'ce' and is what the other run ended with.
     assert result['wer_ce'] == trained['wer']
