@@ -21,7 +21,8 @@ class Reason(enum.IntEnum):
     NO_PATH = 2
     """No path through a graph with that many frames, or all of them have probability 0."""
     NON_FINITE = 3
-    """NaN or +inf in a valid frame, or a graph that names a pdf the network does not have."""
+    """NaN or +inf in a valid frame, a length outside 0..T, or a graph that names a pdf the network
+    does not have."""
 
 
 @jax.tree_util.register_dataclass

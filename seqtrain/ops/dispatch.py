@@ -62,7 +62,8 @@ class Kernel:
       name: of the JAX primitive.
       portable, native, device: for 'xla', 'cpu' and 'gpu', called as f(*arrays, graph, leaky);
         every array and every result has a leading axis B. The first array is the scores, the
-        last the lengths.
+        last the lengths. The first result is NaN where a length lies outside 0..T; a kernel sees
+        length 0 there, for which its other results must be blank.
         `portable` is also told on_cpu=True or False, because what is quick there is slow on an
         accelerator; `device` is told interpret=True where there is no GPU.
       results: from the shape of the scores to the shapes of the results.
@@ -91,8 +92,11 @@ class Kernel:
         *others, lengths = arrays
         leaves, tree = jax.tree.flatten(graph)
         # C++ reads 32 bits, whatever it is given.
-        operands = (*others, jnp.asarray(lengths, jnp.int32), *map(jnp.asarray, leaves))
-        return tuple(self._primitive.bind(*operands, tree=tree, leaky=leaky, backend=backend))
+        lengths = jnp.asarray(lengths, jnp.int32)
+        legal = (lengths >= 0) & (lengths <= others[0].shape[1])
+        operands = (*others, jnp.where(legal, lengths, 0), *map(jnp.asarray, leaves))
+        value, *rest = self._primitive.bind(*operands, tree=tree, leaky=leaky, backend=backend)
+        return jnp.where(legal, value, jnp.nan), *rest
 
     def _abstract(self, scores, *_, **__):
         shapes = self._results(scores.shape)

@@ -29,7 +29,7 @@ def expected_accuracy(
 
     Args:
       scores: f32[B, T, P], natural-log scores; −inf forbids a pdf.
-      lengths: i32[B], valid frames, at most T.
+      lengths: i32[B], valid frames, 0 to T.
       graph: shared or one per utterance.
       accuracy: f32[B, T, P], finite: what a path earns for pdf p in frame t. No gradient.
       leaky: coefficient of the leaky HMM; see `log_partition`.
@@ -37,8 +37,8 @@ def expected_accuracy(
 
     Returns:
       value f32[B], E[A] in units of the accuracy; 0 at length 0 and where there is no path, NaN
-      where a valid frame holds NaN or +inf in the scores or anything non-finite in the accuracy;
-      such an utterance's gradient is 0.
+      where a valid frame holds NaN or +inf in the scores or anything non-finite in the accuracy,
+      and where the length lies outside 0..T; such an utterance's gradient is 0.
       log_z f32[B], as `log_partition` gives it, but without a gradient.
 
     Raises:

@@ -32,8 +32,7 @@ def log_partition(
 
     Args:
       scores: f32[B, T, P], natural-log scores, unnormalised or not; −inf forbids a pdf.
-      lengths: i32[B], valid frames, at most T; later frames are never read. Outside 0..T they are
-        an error of the C++ core when it runs; other backends clip them.
+      lengths: i32[B], valid frames, 0 to T; later frames are never read.
       graph: from `pack` (shared) or `pack_batch` (one per utterance).
       leaky: coefficient of Kaldi's leaky HMM (Povey et al. 2016; chain-denominator.h): before
         every frame and after the last one, α(i) += leaky · initial(i) · Σ_j α(j). 0 is exact.
@@ -42,8 +41,9 @@ def log_partition(
 
     Returns:
       f32[B] (nats). −inf where no path has that many frames, NaN where a valid frame holds NaN or
-      +inf or the graph names a pdf outside P; the gradient of such an utterance is zero, and the
-      rest of the batch is untouched. Length 0: the weight of starting and ending at once.
+      +inf, the length lies outside 0..T, or the graph names a pdf outside P; the gradient of such
+      an utterance is zero, and the rest of the batch is untouched. Length 0: the weight of
+      starting and ending at once.
 
     Raises:
       ValueError: shapes that do not fit, a negative leaky, an unknown backend.

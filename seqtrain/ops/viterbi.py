@@ -26,15 +26,15 @@ def viterbi(
 
     Args:
       scores: f32[B, T, P], natural-log scores; −inf forbids a pdf.
-      lengths: i32[B], valid frames, at most T.
+      lengths: i32[B], valid frames, 0 to T.
       graph: shared or batched.
       backend: 'auto', 'xla' or 'cpu'; 'gpu' runs the portable program on the GPU.
 
     Returns:
-      score f32[B] (nats; −inf without a path, NaN where a valid frame holds NaN or +inf or the
-      graph names a pdf outside P) and pdf i32[B, T] (−1 in padding and where the score is not
-      finite); the rest of the batch is untouched. Length 0: the best weight of starting and
-      ending at once.
+      score f32[B] (nats; −inf without a path, NaN where a valid frame holds NaN or +inf, the length
+      lies outside 0..T, or the graph names a pdf outside P) and pdf i32[B, T] (−1 in padding and
+      where the score is not finite); the rest of the batch is untouched. Length 0: the best weight
+      of starting and ending at once.
 
     Raises:
       ValueError: shapes that do not fit, an unknown backend.

@@ -270,14 +270,5 @@ def test_results_do_not_depend_on_the_neighbours_in_the_lanes():
     np.testing.assert_array_equal(alone[::2], together[::2])
 
 
-def test_lengths_outside_the_batch_are_an_error():
-    scores, _ = ragged(2, 5)
-    graph = ops.pack(graph_of(oracles.hmm_fsa))
-    with pytest.raises(Exception, match='between 0 and T'):
-        jax.block_until_ready(
-            ops.occupancies(scores, np.array([6, 2], np.int32), graph, backend='cpu')
-        )
-
-
 def test_the_chosen_instructions_have_a_name():
     assert cpu.instructions() in ('avx512', 'avx2', 'base')

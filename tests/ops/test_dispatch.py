@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from backends import BACKENDS
 
 from seqtrain import ops
 from seqtrain.ops import cpu, dispatch
@@ -45,6 +46,33 @@ def test_one_compilation_per_shape_whatever_the_graphs():
         graphs = ops.pack_batch(fsas, num_states=5, num_arcs=10, num_pdfs=3)
         step(jnp.zeros((2, 4, 3)), jnp.array([4, 3], jnp.int32), graphs)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('batched', [False, True])
+def test_a_length_outside_the_batch_is_the_trouble_of_one_utterance(backend, batched):
+    fsa = oracles.hmm_fsa(np.random.default_rng(4), 4, 8, 3)
+    graph = ops.pack_batch([fsa] * 4) if batched else ops.pack(fsa)
+    scores = jnp.asarray(np.random.default_rng(1).normal(size=(4, 5, 3)), jnp.float32)
+
+    def everything(lengths):
+        def expected(scores):
+            value, log_z = ops.expected_accuracy(scores, lengths, graph, scores, backend=backend)
+            return value.sum(), (value, log_z)
+
+        gradient, (value, log_z) = jax.grad(expected, has_aux=True)(scores)
+        best, labels = ops.viterbi(scores, lengths, graph, backend=backend)
+        total, gamma = ops.occupancies(scores, lengths, graph, backend=backend)
+        return np.stack([value, log_z, total, best]), gradient, gamma, labels
+
+    want = everything(np.array([5, 5, 4, 4], np.int32))
+    got = everything(np.array([5, 6, 4, -1], np.int32))
+    assert np.isfinite(want[0]).all()
+    np.testing.assert_array_equal(want[0][:, ::2], got[0][:, ::2])
+    assert np.isnan(got[0][:, 1::2]).all()
+    for whole, part, blank in zip(want[1:], got[1:], (0, 0, -1), strict=True):
+        np.testing.assert_array_equal(whole[::2], part[::2])
+        assert (part[1::2] == blank).all()
 
 
 def test_vmap_over_graphs_and_scores():

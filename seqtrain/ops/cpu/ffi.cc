@@ -227,9 +227,6 @@ ffi::Error Run(Batch batch, Ints src, Ints dst, Ints pdf, Floats weight, Floats 
   auto view = [&](int64_t b) {
     return View(src, dst, pdf, weight, initial, final_, min_frames, b);
   };
-  for (int64_t b = 0; b < batch.num_utterances; ++b)
-    if (batch.lengths[b] < 0 || batch.lengths[b] > batch.num_frames)
-      return ffi::Error::InvalidArgument("seqtrain: lengths must lie between 0 and T.");
   std::vector<GraphView> graphs;
   for (int64_t b = 0; b < (shared ? 1 : batch.num_utterances); ++b) graphs.push_back(view(b));
   try {

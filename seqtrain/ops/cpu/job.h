@@ -21,7 +21,7 @@ struct Batch {
   int64_t num_pdfs = 0;
   const float* scores = nullptr;    // [B, T, P]
   const float* accuracy = nullptr;  // [B, T, P]
-  const int32_t* lengths = nullptr; // [B]
+  const int32_t* lengths = nullptr; // [B], in 0..T (dispatch.py sees to it)
   float leaky = 0;
   int64_t history_bytes = 0;        // what a job may keep of its forward pass; then: checkpoints
   float* log_z = nullptr;           // [B]
