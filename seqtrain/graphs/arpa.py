@@ -29,7 +29,12 @@ def read(path: str | os.PathLike) -> NGramLm:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such ARPA file.')
-    lines = enumerate(path.read_text(encoding='utf-8').splitlines(), start=1)
+    try:
+        lines = enumerate(path.read_text(encoding='utf-8').splitlines(), start=1)
+    except UnicodeDecodeError:
+        raise ArpaError(
+            f'{path}: not text; unpack it first (gunzip) or write it as ARPA.'
+        ) from None
     return _Reader(path, ((n, line.strip()) for n, line in lines if line.strip())).read()
 
 

@@ -59,11 +59,17 @@ class DecodingGraph:
         """Reads what `write` wrote; ValueError names a damaged file."""
         import kaldifst
 
-        table = json.loads(pathlib.Path(f'{path}.json').read_text(encoding='utf-8'))
+        try:
+            table = json.loads(pathlib.Path(f'{path}.json').read_text(encoding='utf-8'))
+            words, num_pdfs = tuple(table['words']), int(table['num_pdfs'])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f'{path}.json: damaged; delete both and build the graph again.'
+            ) from None
         fst = kaldifst.StdVectorFst.read(str(path))
         if fst is None:
             raise ValueError(f'{path}: not a readable graph; delete it and build it again.')
-        return cls(fst, tuple(table['words']), table['num_pdfs'])
+        return cls(fst, words, num_pdfs)
 
 
 def decoding_graph(

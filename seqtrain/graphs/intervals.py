@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -135,40 +135,50 @@ def spell(
     if spoken is None or any(parts[k].frames < count for k, count in uses.items()):
         raise ValueError(f'The phones of the alignment do not spell {" ".join(words)!r}.')
     cut: list[Segment] = []
+    places = []  # where the pieces of each segment stand, from the next that is not taken
     for k, part in enumerate(parts):
         count = max(1, uses[k])
+        places.append(itertools.count(len(cut)))
         bounds = [part.start + n * part.frames // count for n in range(count + 1)]
         cut += [Segment(part.phone, a, b - a) for a, b in itertools.pairwise(bounds)]
-    place = (k for k, part in enumerate(cut) if part.phone)
     spans = []
     for word, phones in zip(words, spoken, strict=True):
-        own = [next(place) for _ in phones]
+        own = [next(places[k]) for k in phones]
         spans.append(WordSpan(word, own[0], own[-1] + 1))
     return cut, spans
 
 
 def _spell(phones: list[int], words: Sequence[str], lexicon: Lexicon) -> list[list[int]] | None:
-    """The segments of each word's phones, or None. Depth first, dead ends remembered."""
-    dead: set[tuple[int, int]] = set()
+    """The segments of each word's phones, or None. Depth first, no place is looked at twice."""
+    taken: list[list[int]] = []
+    seen = set()
+    ways = [_ways(phones, 0, words[0], lexicon)]
+    while ways:
+        own = next(ways[-1], None)
+        if own is None:
+            ways.pop()
+            taken = taken[: len(ways) - 1] if ways else []
+            continue
+        place = len(taken) + 1, own[-1] + 1
+        if place[0] == len(words):
+            if not any(phones[place[1] :]):
+                return [*taken, own]
+        elif place not in seen:
+            seen.add(place)
+            taken.append(own)
+            ways.append(_ways(phones, place[1], words[place[0]], lexicon))
+    return None
 
-    def place(word: int, position: int) -> list[list[int]] | None:
-        spoken = position
-        while spoken < len(phones) and phones[spoken] == 0:
-            spoken += 1
-        if word == len(words):
-            return [] if spoken == len(phones) else None
-        if (word, position) in dead:
-            return None
-        for variant in lexicon.variants(words[word]):
-            for begin in sorted({position, spoken}):
-                own = _match(phones, begin, variant)
-                rest = place(word + 1, own[-1] + 1) if own else None
-                if rest is not None:
-                    return [own, *rest]
-        dead.add((word, position))
-        return None
 
-    return place(0, 0)
+def _ways(phones: list[int], position: int, word: str, lexicon: Lexicon) -> Iterator[list[int]]:
+    """The segments that a word's phones may have from `position` on, after a silence or none."""
+    spoken = position
+    while spoken < len(phones) and phones[spoken] == 0:
+        spoken += 1
+    for variant in lexicon.variants(word):
+        for begin in sorted({position, spoken}):
+            if own := _match(phones, begin, variant):
+                yield own
 
 
 def _match(phones: Sequence[int], position: int, variant: Sequence[int]) -> list[int]:

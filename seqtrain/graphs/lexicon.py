@@ -36,6 +36,9 @@ class OovError(ValueError):
             f'Add their pronunciations or leave out the utterance.'
         )
 
+    def __reduce__(self):
+        return OovError, (self.words,)  # it crosses from process to process
+
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:

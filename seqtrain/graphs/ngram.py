@@ -74,9 +74,9 @@ class NGramLm:
         texts = [tuple(sentence) for sentence in sentences]
         if not texts:
             raise ValueError('No sentences to estimate a language model from.')
-        reserved = {BOS, EOS}
-        words = set(vocabulary).union(*texts) - {EOS}
-        if bad := sorted(reserved.intersection(*[words])):
+        spoken = set().union(*texts)
+        words = spoken.union(vocabulary) - {EOS}
+        if bad := sorted({BOS, EOS} & spoken | {BOS} & words):
             raise ValueError(f'{" ".join(bad)} in a sentence; they are added by the estimation.')
         counts = _counts(texts, order)
         tables = _kneser_ney_counts(counts) if smoothing == 'kneser-ney' else counts
@@ -104,10 +104,10 @@ class NGramLm:
 
     def logprob(self, history: Sequence[str], word: str) -> float:
         """log p(word | history), −inf where impossible; unknown words count as <unk>."""
-        if (word,) not in self.logprobs and (UNK,) in self.logprobs:
-            word = UNK
         length = min(self.order - 1, len(history))
         context = tuple(history)[len(history) - length :]
+        if (UNK,) in self.logprobs:
+            word, context = self._known(word), tuple(map(self._known, context))
         total = 0.0
         while (*context, word) not in self.logprobs:
             if not context:
@@ -115,6 +115,9 @@ class NGramLm:
             total += self.backoffs.get(context, 0.0)
             context = context[1:]
         return total + self.logprobs[(*context, word)]
+
+    def _known(self, word: str) -> str:
+        return word if word == BOS or (word,) in self.logprobs else UNK
 
     def score(self, sentence: Sequence[str]) -> float:
         """log p(sentence, </s> | <s>)."""

@@ -138,7 +138,7 @@ def tie_by_counts(
       min_count: occurrences of a biphone.
     """
     counts: Counter[tuple[int, int]] = Counter()
-    for phones in sequences:
+    for phones in filter(len, sequences):  # an utterance without an alignment has none
         counts.update(zip([NONE, *phones[:-1]], phones, strict=True))
     own = np.stack([base.forward, base.loop], axis=2)
     shape = (*own.shape, base.num_phones + 1, 1)

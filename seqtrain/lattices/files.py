@@ -53,19 +53,26 @@ def read_archive(
     path = pathlib.Path(path)
     result: dict[str, Lattice] = {}
     block: list[tuple[int, list[str]]] = []
-    utterance = ''
-    lines = path.read_text(encoding='utf-8').splitlines()
+    utterance, start = '', 0
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError:
+        raise LatticeError(
+            f'{path}: not text; Kaldi writes binary archives as text to `ark,t:{path}`.'
+        ) from None
     for number, line in enumerate([*lines, ''], start=1):
         fields = line.split()
         if fields and not utterance:
             if len(fields) != 1:
                 raise LatticeError(f'{path}:{number}: expected an utterance id, found {line!r}.')
-            utterance = fields[0]
+            utterance, start = fields[0], number
             if utterance in result:
                 raise LatticeError(f'{path}:{number}: utterance {utterance!r} is there twice.')
         elif fields:
             block.append((number, fields))
         elif utterance:
+            if not block:
+                raise LatticeError(f'{path}:{start}: utterance {utterance!r} has an empty lattice.')
             lattice = _parse(path, block, tuple(words), acoustic_scale, pdf_of_label)
             try:
                 result[utterance] = _by_time(lattice).validate()
@@ -109,11 +116,12 @@ class _Rows:
         if len(fields) in (1, 2):
             graph, acoustic, labels = _weights(fields[1:])
             end = int(fields[0])
-            if labels:
+            if labels:  # their acoustic weight stands with them, where `rescore` finds it
                 end, self.fresh = self.fresh, self.fresh + 1
-                self._chain(int(fields[0]), end, labels, 0, 0.0, 0.0)
+                self._chain(int(fields[0]), end, labels, 0, graph, acoustic)
+                graph = acoustic = 0.0
             self.finals[end] = graph + self.scale * acoustic
-        elif len(fields) == 4 and ',' in fields[3]:
+        elif len(fields) == 3 or (len(fields) == 4 and ',' in fields[3]):
             src, dst, word = (int(field) for field in fields[:3])
             graph, acoustic, labels = _weights(fields[3:])
             self._chain(src, dst, labels or [0], word, graph, acoustic)
@@ -151,11 +159,11 @@ def _parse(
         except ValueError as error:
             raise LatticeError(
                 f'{path}:{number}: {error}; lines are `src dst in out graph,acoustic`, '
-                f'`src dst word graph,acoustic,in_in` or `state graph,acoustic`.'
+                f'`src dst word graph,acoustic,in_in` or `state graph,acoustic` (weights of 0 may '
+                f'be left out).'
             ) from None
     if not rows.arcs:
-        where = f'{path}:{block[0][0]}' if block else str(path)
-        raise LatticeError(f'{where}: a lattice without arcs.')
+        raise LatticeError(f'{path}:{block[0][0]}: a lattice without arcs.')
     src, dst, ilabel, word, graph, acoustic = np.array(rows.arcs, np.float64).T
     src, dst, ilabel = (column.astype(np.int64) for column in (src, dst, ilabel))
     if pdf_of_label is None:

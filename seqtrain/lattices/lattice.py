@@ -130,6 +130,8 @@ class Lattice:
         moved = self.time[self.dst] - self.time[self.src]
         if (bad := np.flatnonzero(moved != (self.pdf >= 0))).size:
             raise LatticeError(f'Arc {bad[0]} takes {moved[bad[0]]} frames; a pdf takes one.')
+        if (bad := np.flatnonzero(~(self.final < np.inf))).size:
+            raise LatticeError(f'State {bad[0]} has a final weight that is NaN or +inf.')
         if not np.isfinite(self.final).any():
             raise LatticeError('No final state: no path ends in the lattice.')
         if np.unique(self.time[np.isfinite(self.final)]).size > 1:

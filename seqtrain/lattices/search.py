@@ -101,6 +101,11 @@ class SearchGraph:
         level = self.level[sources]
         return [sources[level == depth] for depth in range(int(level.max(initial=-1)) + 1)]
 
+    @functools.cached_property
+    def epsilon_rises(self) -> bool:
+        """Whether an epsilon arc can make a path better: a back-off weight above 0."""
+        return bool((self.epsilon.weight > 0).any())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arcs:
@@ -195,7 +200,7 @@ def _forward(graph: SearchGraph, scaled, beam: float, max_active: int) -> list[_
     result = []
     for scores in [*scaled, None]:
         _pass_epsilons(graph, alpha)
-        states = _prune(alpha, beam, max_active)
+        states = _prune(graph, alpha, beam, max_active)
         values = alpha[states]
         alpha[:] = _NONE
         alpha[states] = values
@@ -226,14 +231,23 @@ def _pass_epsilons(graph: SearchGraph, alpha: np.ndarray) -> None:
         np.maximum.at(alpha, graph.epsilon.dst[arcs], value)
 
 
-def _prune(alpha: np.ndarray, beam: float, max_active: int) -> np.ndarray:
-    """States within the beam of the best one, at most `max_active` (and equals of the last)."""
+def _prune(graph: SearchGraph, alpha: np.ndarray, beam: float, max_active: int) -> np.ndarray:
+    """States within the beam of the best one, at most `max_active` (and equals of the last).
+
+    Also those through which epsilon arcs lead on the best path to one of them: where back-off
+    weights are above 0 they can be worse than what follows.
+    """
     states = np.flatnonzero(alpha > _NONE)
     values = alpha[states]
     threshold = np.max(values, initial=NEG_INF) - beam
     if len(values) > max_active:
         threshold = max(threshold, np.partition(values, -max_active)[-max_active])
-    return states[values >= threshold]
+    kept = alpha >= max(threshold, np.finfo(np.float32).min)
+    for sources in reversed(graph.epsilon_sources) if graph.epsilon_rises else ():
+        arcs = graph.epsilon.leaving(sources[alpha[sources] > _NONE])
+        src, dst = graph.epsilon.src[arcs], graph.epsilon.dst[arcs]
+        kept[src[kept[dst] & (alpha[src] + graph.epsilon.weight[arcs] >= alpha[dst])]] = True
+    return np.flatnonzero(kept)
 
 
 def _backward(graph: SearchGraph, scaled, frames: list[_Frame], threshold: float):

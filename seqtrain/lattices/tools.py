@@ -98,6 +98,8 @@ def confidences(lattice: Lattice) -> list[WordConfidence]:
     """
     best = best_arcs(lattice, path_sums(lattice, np.maximum))
     spoken = best[lattice.word[best] > 0]
+    if not len(spoken):
+        return []
     frames = lattice.time[lattice.src[spoken]].astype(float)
     middles = (frames[1:] + frames[:-1]) / 2
     starts, ends = np.r_[-np.inf, middles], np.r_[middles, np.inf]
@@ -126,11 +128,17 @@ def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float 
       lm_scale: factor on the change.
 
     Raises:
-      LatticeError: `new` gives every path probability 0.
+      LatticeError: `new` gives every path probability 0, or `old` gives it to a word that is there.
     """
 
     def change(history: tuple[str, ...], word: str) -> float:
-        return lm_scale * (new.logprob(history, word) - old.logprob(history, word))
+        taken = old.logprob(history, word)
+        if taken == NEG_INF:
+            said = ' '.join((*history, word))
+            raise LatticeError(
+                f"The old language model rules {said!r} out; is it the lattice's own?"
+            )
+        return lm_scale * (new.logprob(history, word) - taken)
 
     length = max(old.order, new.order) - 1
     start = (0, (BOS,)[:length])
@@ -152,7 +160,10 @@ def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float 
                 queue.append(target)
             rows.append((number[entry], number[target], arc, weight))
     origin = np.array([state for state, _ in queue])
-    final = np.array([float(lattice.final[state]) + change(h, EOS) for state, h in queue])
+    final = np.full(len(queue), NEG_INF)
+    for place, (state, history) in enumerate(queue):
+        if np.isfinite(lattice.final[state]):
+            final[place] = lattice.final[state] + change(history, EOS)
     if not rows or not np.isfinite(final).any():
         raise LatticeError('The new language model gives every path probability 0.')
     return _renumber(lattice, origin, np.array(rows, np.float64), final)

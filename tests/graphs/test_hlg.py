@@ -59,6 +59,10 @@ def test_damaged_graph_file(lexicon, tmp_path):
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(ValueError, match=r'graph\.fst: not a readable graph'):
         DecodingGraph.read(path)
+    for damage in ('{"words": ["<eps>"', '{}', '[]'):
+        (tmp_path / 'graph.fst.json').write_text(damage)
+        with pytest.raises(ValueError, match=r'graph\.fst\.json: damaged'):
+            DecodingGraph.read(path)
 
 
 def test_words_without_pronunciation(lexicon):

@@ -96,6 +96,19 @@ def test_phones_that_do_not_spell_the_words(lexicon, phones):
         spell(parts_of(phones), 'x q', lexicon)
 
 
+def test_long_transcripts_and_words_of_silence():
+    words = Lexicon.from_dict({'x': 'a', 'y': 'b b', '[noise]': 'SIL'})
+    parts = parts_of([1, 2, 2] * 1500)
+    assert [span.first for span in spell(parts, ' '.join(['x y'] * 1500), words)[1]][-2:] == [
+        4497,
+        4498,
+    ]
+    spans = spell(parts_of([0, 1, 0, 1, 0]), 'x [noise] x', words)[1]
+    assert [(span.word, span.first) for span in spans] == [('x', 1), ('[noise]', 2), ('x', 3)]
+    with pytest.raises(ValueError, match='do not spell'):
+        spell(parts, ' '.join(['x y'] * 1499 + ['x x']), words)
+
+
 def test_a_segment_of_equal_phones_is_cut_where_words_meet():
     topology = Topology.make('hmm1', 3)
     parts = segments([0, 1, 1, 2, 2, 2, 2, 2, 2, 0], topology)

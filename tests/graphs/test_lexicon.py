@@ -1,5 +1,7 @@
 """Lexicon files, OOV reports, transcripts as acceptors, sampling for the phone LM."""
 
+import pickle
+
 import pytest
 from path_enumeration import enumerate_paths
 
@@ -61,6 +63,8 @@ def test_all_oov_words_are_listed(lexicon):
     with pytest.raises(OovError, match=r'2 word\(s\).*q r') as caught:
         transcript('x r q r', lexicon)
     assert caught.value.words == ('q', 'r')
+    again = pickle.loads(pickle.dumps(caught.value))  # from a replica's process
+    assert (again.words, str(again)) == (caught.value.words, str(caught.value))
     with pytest.raises(ValueError, match='empty'):
         transcript('  ', lexicon)
 

@@ -1,5 +1,6 @@
 """N-gram estimates by hand, normalisation of every context, ARPA files."""
 
+import gzip
 import itertools
 import math
 
@@ -96,6 +97,7 @@ def test_estimates_predict_better_than_a_loop():
         (([], 2), 'No sentences'),
         (([['a']], 0), 'order=0'),
         (([['<s>', 'a']], 2), '<s> in a sentence'),
+        (([['a', '</s>', 'b']], 2), '</s> in a sentence'),
     ],
 )
 def test_bad_input(arguments, message):
@@ -173,6 +175,20 @@ def test_bad_arpa_names_file_and_line(tmp_path, old, new, message):
     assert 'lm.arpa' in str(caught.value)
 
 
-def test_missing_arpa(tmp_path):
+def test_unknown_words_count_as_unk_in_histories_too(tmp_path):
+    text = ARPA.replace('ngram 2=2', 'ngram 2=3').replace('<unk>', '<unk> -0.6')
+    text = text.replace('-0.1 <s> a', '-0.1 <s> a\n-0.05 <unk> a')
+    (tmp_path / 'lm.arpa').write_text(text)
+    model = arpa.read(tmp_path / 'lm.arpa')
+    for word in ('a', 'b', '</s>', 'other'):
+        assert model.logprob(('never-seen',), word) == model.logprob(('<unk>',), word)
+    assert model.logprob(('never-seen',), 'a') == pytest.approx(-0.05 * math.log(10))
+    assert model.logprob(('never-seen',), '</s>') == pytest.approx((-0.6 - 0.5) * math.log(10))
+
+
+def test_missing_or_packed_arpa(tmp_path):
+    (tmp_path / 'lm.arpa.gz').write_bytes(gzip.compress(ARPA.encode()))
+    with pytest.raises(arpa.ArpaError, match=r'lm\.arpa\.gz: not text; unpack it'):
+        arpa.read(tmp_path / 'lm.arpa.gz')
     with pytest.raises(FileNotFoundError, match='no such ARPA'):
         arpa.read(tmp_path / 'lm.arpa')

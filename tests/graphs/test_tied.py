@@ -132,7 +132,7 @@ def test_relabel_and_segments_agree_with_the_rule():
 
 
 def test_tying_by_counts():
-    sequences = [(0, 1, 2)] * 10 + [(2, 1)] * 3
+    sequences = [(0, 1, 2)] * 10 + [()] + [(2, 1)] * 3  # one has no alignment
     topology = tie_by_counts(sequences, Topology.make('chain', 3), min_count=5)
     # Own pdfs: a after SIL, b after a; the rest shares.
     assert topology.num_pdfs == 2 * (3 + 2)

@@ -1,5 +1,6 @@
 """Kaldi text archives: round trip, a file written by hand, and what damaged ones say."""
 
+import numpy as np
 import pytest
 
 from seqtrain.lattices import LatticeError, LatticeGenerator, read_archive, write_archive
@@ -45,7 +46,8 @@ COMPACT = """utt-c
 0 1 1 0.5,2,7_7_3
 0 2 2 1,1,3_7
 1 3 0 0.25,0,
-2 3 0 0,1,3
+2 4 0
+4 3 0 0,1,3
 3 0.125,1,7
 """
 
@@ -61,6 +63,11 @@ def test_compact_lattices(tmp_path, lattice_paths):
         ((4, 5, 4, 5), ('y',), pytest.approx(-(1 + 0.125) - 0.5 * (1 + 1 + 1))),
         ((5, 5, 4, 5), ('x',), pytest.approx(-(0.5 + 0.25 + 0.125) - 0.5 * (2 + 1))),
     ]
+    silent = found.rescore(np.zeros((4, 10), np.float32))  # labels of final weights, too
+    assert [path[2] for path in lattice_paths(silent)] == pytest.approx(
+        [path[2] for path in lattice_paths(found.rescore(np.zeros((4, 10))))]
+    )
+    assert sorted(path[2] for path in lattice_paths(silent)) == pytest.approx([-1.125, -0.875])
     with pytest.raises(LatticeError, match=r'lat\.txt:2: input label 7 has no pdf'):
         read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], pdf_of_label=[-1, 0])
 
@@ -68,7 +75,7 @@ def test_compact_lattices(tmp_path, lattice_paths):
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
-        ('0 1 3 1 1.5,2.5', '0 1 3', r'lat\.txt:2: 3 fields'),
+        ('0 1 3 1 1.5,2.5', '0 1 3 1 1 1', r'lat\.txt:2: 6 fields'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1,2,3', r'lat\.txt:2: input labels in a weight'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
         ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt: utterance 'utt-a': Arc \d has a word that is not"),
@@ -76,7 +83,7 @@ def test_compact_lattices(tmp_path, lattice_paths):
         ('1 3 1 0 ,4', '1 2 0 0 ,4', r'lat\.txt'),
         ('utt-b\n0 1 1 1\n1\n', 'utt-a\n0 1 1 1\n1\n', r"lat\.txt:8: utterance 'utt-a' is there"),
         ('utt-b\n0 1 1 1\n', 'utt-b\n', r'lat\.txt:9: a lattice without arcs'),
-        ('utt-b\n0 1 1 1\n1\n', 'utt-b\n\n', r'lat\.txt: a lattice without arcs'),
+        ('utt-b\n0 1 1 1\n1\n', 'utt-b\n\n', r"lat\.txt:8: utterance 'utt-b' has an empty"),
         ('utt-b', 'utt-b x', r'lat\.txt:8: expected an utterance id'),
         ('3 0.125,0\n', '', r'lat\.txt.*No'),
     ],
@@ -86,3 +93,9 @@ def test_damaged_archives_name_the_line(tmp_path, old, new, message):
     (tmp_path / 'lat.txt').write_text(KALDI.replace(old, new))
     with pytest.raises(LatticeError, match=message):
         read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'])
+
+
+def test_binary_archives_are_named(tmp_path):
+    (tmp_path / 'lat.ark').write_bytes(b'utt-a \x00B\xd6\xfd\xb2\x7e\x06\x00')
+    with pytest.raises(LatticeError, match=r'lat\.ark: not text'):
+        read_archive(tmp_path / 'lat.ark', ['<eps>'])

@@ -124,6 +124,7 @@ def test_rescoring_replaces_the_acoustic_weights(graph, scores, lattice, lattice
         ({'dst': lambda a: a * 0}, 'does not lead forwards'),
         ({'time': lambda a: a * 2}, 'takes 2 frames'),
         ({'graph': lambda a: a * np.nan}, 'NaN'),
+        ({'final': lambda a: a * np.nan}, 'final weight that is NaN'),
         ({'final': lambda a: a - np.inf}, 'No final state'),
         ({'word': lambda a: a[1:]}, 'one entry per arc'),
         ({'final': lambda a: np.zeros_like(a)}, 'different times'),

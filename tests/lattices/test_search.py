@@ -5,11 +5,12 @@ import kaldifst
 import numpy as np
 import pytest
 
-from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
+from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, arpa, decoding_graph
 from seqtrain.lattices import LatticeError, native
 from seqtrain.lattices.search import SearchGraph, compiled, search
 
 WIDE = {'beam': 1e4, 'lattice_beam': 1e4}
+BACKENDS = ('numpy',) if native.library() is None else ('numpy', 'native')
 
 
 def key(paths):
@@ -96,6 +97,47 @@ def test_epsilon_cycles_are_refused():
     fst = kaldifst.compile('0 1 1 0 0\n1 2 0 0 0\n2 1 0 0 0\n2\n')
     with pytest.raises(LatticeError, match='cycle of epsilon'):
         SearchGraph.of(DecodingGraph(fst, ('<eps>',), 2))
+
+
+RISING = """\\data\\
+ngram 1=5
+ngram 2=4
+
+\\1-grams:
+-99 <s> 0.9
+-0.6 </s>
+-0.6 a 1.2
+-0.6 b 0.8
+-0.6 c 0.5
+
+\\2-grams:
+-0.9 <s> a
+-1.5 a b
+-1.5 b c
+-1.5 c a
+
+\\end\\
+"""
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_path_through_rising_back_off_is_not_cut(backend, tmp_path):
+    """A back-off state may be worse than what follows it, and fall out where that stays."""
+    (tmp_path / 'lm.arpa').write_text(RISING)
+    lexicon = Lexicon.from_dict({'a': 'A B', 'b': 'B A', 'c': 'C'})
+    topology = Topology.make('chain', len(lexicon.phones))
+    graph = SearchGraph.of(decoding_graph(lexicon, topology, arpa.read(tmp_path / 'lm.arpa')))
+    assert graph.epsilon_rises
+    lost = 0
+    for seed in range(40):
+        matrix = 3 * np.random.default_rng(seed).normal(size=(10, topology.num_pdfs))
+        lattice = search(graph, matrix, beam=8.0, lattice_beam=4.0, max_active=3, backend=backend)
+        lost += lattice is None  # dead ends; the start is never what is cut
+        if lattice is not None:
+            lattice.validate(topology.num_pdfs)
+            assert (lattice.time[0], lattice.graph_state[0]) == (0, graph.start)
+            assert lattice.num_frames == 10
+    assert lost <= 2
 
 
 @pytest.mark.skipif(native.library() is None, reason='the C++ search is not built')

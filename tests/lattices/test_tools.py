@@ -6,8 +6,9 @@ import jiwer
 import numpy as np
 import pytest
 
-from seqtrain.graphs import NGramLm
+from seqtrain.graphs import Lexicon, NGramLm, Topology, decoding_graph
 from seqtrain.lattices import (
+    Lattice,
     LatticeError,
     LatticeGenerator,
     confidences,
@@ -59,8 +60,6 @@ def test_confidences_by_enumeration(lattice, lattice_paths):
 
 
 def test_confidence_of_a_word_alone_is_its_probability():
-    from seqtrain.graphs import Lexicon, Topology, decoding_graph
-
     lexicon = Lexicon.from_dict({'p': 'a', 'q': 'b'})
     lm = NGramLm.estimate([['p'], ['q']], 2, smoothing='none')
     graph = decoding_graph(lexicon, Topology.make('chain', 3), lm, silence_probability=0.0)
@@ -85,6 +84,35 @@ def test_rescoring_with_another_lm(graph, scores, word_lm, lattice_paths):
             assert weight == pytest.approx(before[words] + change, abs=2e-3)
     back = rescore_lm(rescored, new, word_lm)
     assert path_sums(back).total == pytest.approx(path_sums(lattice).total, abs=1e-3)
+
+
+def test_the_end_may_be_impossible_where_no_path_ends(lattice_paths):
+    lexicon = Lexicon.from_dict({'p': 'a', 'q': 'b'})
+    old = NGramLm.estimate([['p', 'q']], 2, smoothing='none')  # no </s> after p
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), old, silence_probability=0.0)
+    lattice = LatticeGenerator(graph, beam=50, lattice_beam=50).decode(np.zeros((4, 6), np.float32))
+    new = NGramLm.uniform(['p', 'q'])
+    change = new.score(['p', 'q']) - old.score(['p', 'q'])
+    after = rescore_lm(lattice, old, new).validate()
+    assert path_sums(after).total == pytest.approx(path_sums(lattice).total + change, abs=1e-5)
+    with pytest.raises(LatticeError, match="rules '<s> p' out"):
+        rescore_lm(lattice, NGramLm.estimate([['q']], 2, smoothing='none'), new)
+
+
+def test_a_best_path_of_silence_alone():
+    lattice = Lattice(
+        time=np.arange(3),
+        src=np.array([0, 1]),
+        dst=np.array([1, 2]),
+        pdf=np.array([0, 1]),
+        word=np.zeros(2, int),
+        graph=np.zeros(2),
+        acoustic=np.zeros(2),
+        final=np.array([-np.inf, -np.inf, 0.0]),
+        words=('<eps>', 'p'),
+        acoustic_scale=1.0,
+    )
+    assert confidences(lattice.validate()) == []
 
 
 def test_an_lm_that_excludes_everything(lattice, word_lm):

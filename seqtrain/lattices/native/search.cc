@@ -46,7 +46,8 @@ class Search {
   Search(const Graph& graph, const Options& options, const float* scores, int64_t frames,
          int64_t pdfs)
       : g_(graph), o_(options), scores_(scores), pdfs_(pdfs), frames_(frames),
-        num_levels_(1 + *std::max_element(graph.level, graph.level + graph.num_states)) {}
+        num_levels_(1 + *std::max_element(graph.level, graph.level + graph.num_states)),
+        rises_(Rises(graph)) {}
 
   // False where no path within the beam ends in a final state.
   bool Run(Lattice* out) {
@@ -115,7 +116,8 @@ class Search {
         }
   }
 
-  // Moves the states within the beam from `levels` to the frame; empties `levels`.
+  // Moves the states within the beam, and those through which the best path to one of them leads, from
+  // `levels` to the frame; empties `levels`.
   void Prune(std::vector<float>* alpha, std::vector<std::vector<int32_t>>* levels, Frame* frame) {
     values_.clear();
     for (auto& states : *levels)
@@ -127,17 +129,33 @@ class Search {
       std::nth_element(values_.begin(), last, values_.end(), std::greater<float>());
       threshold = std::max(threshold, *last);
     }
+    for (auto states = levels->rbegin(); states != levels->rend(); ++states)
+      for (int32_t s : *states)
+        if (!((*alpha)[s] >= threshold || (rises_ && Feeds(*alpha, s)))) (*alpha)[s] = kNone;
     for (auto& states : *levels) {
       for (int32_t s : states) {
-        if ((*alpha)[s] >= threshold) {
-          frame->states.push_back(s);
-          frame->alpha.push_back((*alpha)[s]);
-        } else {
-          (*alpha)[s] = kNone;
-        }
+        if ((*alpha)[s] == kNone) continue;
+        frame->states.push_back(s);
+        frame->alpha.push_back((*alpha)[s]);
       }
       states.clear();
     }
+  }
+
+  // Whether the best path to a state of a higher level leads through s by an epsilon arc.
+  bool Feeds(const std::vector<float>& alpha, int32_t s) const {
+    for (int64_t a = g_.epsilon.first[s]; a < g_.epsilon.first[s + 1]; ++a) {
+      const float value = alpha[g_.epsilon.dst[a]];
+      if (value > kNone && alpha[s] + g_.epsilon.weight[a] >= value) return true;
+    }
+    return false;
+  }
+
+  // Whether an epsilon arc can make a path better: a back-off weight above 0.
+  static bool Rises(const Graph& graph) {
+    const float* weight = graph.epsilon.weight;
+    return std::any_of(weight, weight + graph.epsilon.first[graph.num_states],
+                       [](float w) { return w > 0; });
   }
 
   // Leaves in every frame the arcs whose best path is not below the threshold.
@@ -270,6 +288,7 @@ class Search {
   const float* scores_;
   const int64_t pdfs_, frames_;
   const int32_t num_levels_;
+  const bool rises_;
   std::vector<Frame> kept_;
   std::vector<float> values_;
 };
