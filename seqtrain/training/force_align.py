@@ -20,7 +20,7 @@ from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.data.buckets import Buckets
 from seqtrain.data.features import FeatureSet
-from seqtrain.data.utterance import Skipped
+from seqtrain.data.utterance import DataError, Skipped
 from seqtrain.graphs import (
     Lexicon,
     Topology,
@@ -82,11 +82,14 @@ def run(
     started = time.perf_counter()
     pdfs, lost = aligner(features)
     seconds = time.perf_counter() - started
-    skipped = [*features.skipped, *lost]
+    shift_s = settings.frame_shift_ms / 1000
+    found, unspelt = aligner.in_seconds(features, pdfs, shift_s)
+    pdfs = {name: pdfs[name] for name in found}
+    skipped = [*features.skipped, *lost, *unspelt]
     for one in skipped:
         logger.warning('Skipped %s: %s', one.id, one.reason)
-    shift_s = settings.frame_shift_ms / 1000
-    found = aligner.in_seconds(features, pdfs, shift_s)
+    if not found:
+        raise DataError(f'{data}: no utterance can be aligned; the log names why, one by one.')
     _write(pathlib.Path(out), found, pdfs, aligner)
     audio_s = shift_s * float(sum(features.num_frames))
     result: dict[str, Any] = {
@@ -167,9 +170,15 @@ class Aligner:
 
     def in_seconds(
         self, features: FeatureSet, pdfs: Mapping[str, np.ndarray], shift_s: float
-    ) -> dict[str, Spoken]:
-        """Words, phones and states; `shift_s` is that of the features."""
-        result = {}
+    ) -> tuple[dict[str, Spoken], list[Skipped]]:
+        """Words, phones and states, and the utterances whose phones do not spell their words.
+
+        Args:
+          features: with the transcripts.
+          pdfs: by utterance id; utterances that are not there are passed over.
+          shift_s: of the features, in seconds.
+        """
+        result, skipped = {}, []
         names = self.lexicon.phones
         for name, text, frames in zip(
             features.ids, features.texts, features.num_frames, strict=True
@@ -177,13 +186,19 @@ class Aligner:
             if name not in pdfs:
                 continue
             times = FrameTimes(int(frames), shift_s, self.network.subsampling)
-            parts, spans = intervals.spell(segments(pdfs[name], self.topology), text, self.lexicon)
+            try:
+                parts, spans = intervals.spell(
+                    segments(pdfs[name], self.topology), text, self.lexicon
+                )
+            except ValueError as error:
+                skipped.append(Skipped(name, str(error)))
+                continue
             result[name] = Spoken(
                 intervals.word_intervals(spans, parts, times),
                 intervals.phone_intervals(parts, names, times),
                 intervals.state_intervals(parts, pdfs[name], self.topology, names, times),
             )
-        return result
+        return result, skipped
 
 
 def _write(

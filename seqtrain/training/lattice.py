@@ -297,12 +297,18 @@ def denominator_graph(
 
 
 def merged(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """One summary of several batches': times and counts are added, the rest are means."""
+    """One summary of several batches': times and counts are added, the rest are means.
+
+    The speed is that of all of them together.
+    """
     added = ('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s')
     result = {}
     for name in sorted({name for one in found for name in one}):
         values = [one[name] for one in found if name in one]
         result[name] = sum(values) / (1 if name in added else len(values))
+    if 'lattice_speed' in result:
+        audio_s = sum(one['lattice_s'] * one.get('lattice_speed', 0.0) for one in found)
+        result['lattice_speed'] = audio_s / result['lattice_s']
     return result
 
 

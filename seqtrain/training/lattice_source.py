@@ -287,16 +287,15 @@ class BlockSource(LatticeSource):
             self._open([lease, *following][:size], pulled, busy)
         members, frames = self._minibatches[lease.id]
         ages = [age(pulled.versions, self._block[m].versions) for m in members]
-        facts, self._facts = self._facts, {}
-        reasons, self._reasons = self._reasons, {}
+        first = lease.id == next(iter(self._minibatches))  # tells of the whole block
         return dataclasses.replace(
             batch,
             device=jax.device_put(frames, self._device),
             frames=len(members),
             shape=frames.windows.shape,
             s2=round(sum(ages) / max(1, len(ages))),
-            metrics=facts,
-            reasons=reasons,
+            metrics=self._facts if first else {},
+            reasons=self._reasons if first else {},
         )
 
     def _open(self, leases: Sequence[Lease], pulled: Pulled, busy: Any) -> None:

@@ -74,6 +74,29 @@ def test_bad_utterances_are_named_and_the_others_aligned(trained, kaldi_copy, tm
         force_align.run(run, str(only), str(tmp_path / 'none'))
 
 
+def test_phones_that_cannot_be_spelt_cost_their_utterance_alone(
+    trained, kaldi_copy, tmp_path, monkeypatch, caplog
+):
+    run, utterances = trained
+    second = utterances[1].text
+    spell = force_align.intervals.spell
+
+    def broken(parts, text, lexicon):
+        if text == second:
+            raise ValueError('The phones do not spell it.')
+        return spell(parts, text, lexicon)
+
+    monkeypatch.setattr(force_align.intervals, 'spell', broken)
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    result = force_align.run(run, str(data), str(tmp_path / 'out'))
+    lost = sum(one.text == second for one in utterances)
+    assert (result['utterances'], result['skipped']) == (len(utterances) - lost, lost)
+    assert f'Skipped {utterances[1].id}: The phones do not spell it' in caplog.text
+    monkeypatch.setattr(force_align.intervals, 'spell', lambda *_: broken(None, second, None))
+    with pytest.raises(DataError, match='no utterance can be aligned'):
+        force_align.run(run, str(data), str(tmp_path / 'none'))
+
+
 def test_agreement_with_a_reference(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     data = str(kaldi_copy(utterances, tmp_path / 'data'))

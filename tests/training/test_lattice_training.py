@@ -28,6 +28,17 @@ def rows_of(folder, stage):
 SLOW = pytest.mark.slow
 
 
+def test_the_speed_of_several_batches_is_that_of_all_their_audio():
+    slow = {'lattice_s': 9.0, 'lattice_speed': 1.0, 'lattice_depth': 2.0}
+    fast = {'lattice_s': 1.0, 'lattice_speed': 10.0, 'lattice_depth': 4.0}
+    known = {'lattice_s': 0.0, 'lattice_depth': 3.0}
+    assert lattice.merged([slow, fast, known]) == {
+        'lattice_s': 10.0,
+        'lattice_speed': 1.9,
+        'lattice_depth': 3.0,
+    }
+
+
 @pytest.mark.parametrize(
     'criterion', ['mmi', pytest.param('smbr', marks=SLOW), pytest.param('mpe', marks=SLOW)]
 )
@@ -113,6 +124,9 @@ def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correctio
         frames = [row.frames for row in rows]
         totals = {sum(frames[start : start + 4]) for start in range(0, 16, 4)}
         assert len(totals) == 1
+        # The first push of each block tells of its lattices, of the first block too, whose lease
+        # is completed twice (shapes are compiled in between).
+        assert ['lattice_depth' in row.metrics for row in rows] == [True, False] * 8
 
 
 @pytest.mark.parametrize('ahead', [True, pytest.param(False, marks=SLOW)])
