@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seqtrain.losses.validity import frame_mask
-from seqtrain.types import Lengths, PerUtterance, Scores
+from seqtrain.losses.validity import clean_logits, frame_mask
+from seqtrain.types import Lengths, PerUtterance, Scores, Valid
 
 
 def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtterance:
@@ -23,8 +23,9 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
       lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
 
     Returns:
-      f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, or NaN or +inf in a valid
-      frame, gives NaN for that utterance alone: mask it by the `valid` of a sequence criterion.
+      f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, or a valid frame with NaN, +inf
+      or nothing but −inf, gives NaN for that utterance alone, with gradient 0: mask it by the
+      `valid` of a sequence criterion.
 
     Raises:
       ValueError: labels of another shape.
@@ -34,16 +35,18 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
             f'labels must be [B, T] or [B, T, P] as the logits {logits.shape}; got {labels.shape}.'
         )
     mask = frame_mask(logits, lengths)
-    if labels.ndim == 2:
-        mask = mask & (labels >= 0)
-    log_probs = jax.nn.log_softmax(jnp.where(mask[:, :, None], logits, 0.0), axis=-1)
+    mask = mask & (labels >= 0 if labels.ndim == 2 else (labels != 0).any(-1))
+    clean, bad = clean_logits(logits, mask)
+    log_probs = jax.nn.log_softmax(clean, axis=-1)
     if labels.ndim == 3:
         targets = jax.lax.stop_gradient(jnp.where(mask[:, :, None], labels, 0.0))
         # A target of 0 on an impossible pdf costs nothing: 0 · −inf is 0 here.
-        return -jnp.where(targets != 0, targets * log_probs, 0.0).sum((1, 2))
-    hard = jnp.where(mask, labels, 0)[:, :, None]
-    chosen = jnp.take_along_axis(log_probs, hard, axis=-1, mode='fill', fill_value=jnp.nan)
-    return -jnp.where(mask, chosen[:, :, 0], 0.0).sum(1)
+        loss = -jnp.where(targets != 0, targets * log_probs, 0.0).sum((1, 2))
+    else:
+        hard = jnp.where(mask, labels, 0)[:, :, None]
+        chosen = jnp.take_along_axis(log_probs, hard, axis=-1, mode='fill', fill_value=jnp.nan)
+        loss = -jnp.where(mask, chosen[:, :, 0], 0.0).sum(1)
+    return jnp.where(bad, jnp.nan, loss)
 
 
 def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) -> PerUtterance:
@@ -75,10 +78,11 @@ def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
       lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
 
     Returns:
-      f32[B], to be minimised; 0 at length 0, not finite where a valid frame is not.
+      f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
+      finite.
     """
-    kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
-    return 0.5 * jnp.square(kept).sum((1, 2))
+    kept, bad = _finite(logits, lengths)
+    return jnp.where(bad, jnp.nan, 0.5 * jnp.square(kept).sum((1, 2)))
 
 
 def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUtterance:
@@ -93,7 +97,16 @@ def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUt
       limit: natural-log units.
 
     Returns:
-      f32[B], to be minimised; 0 at length 0, not finite where a valid frame is not.
+      f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
+      finite.
     """
-    kept = jnp.where(frame_mask(logits, lengths)[:, :, None], logits, 0.0)
-    return 0.5 * jnp.square(jnp.maximum(jnp.abs(kept) - limit, 0.0)).sum((1, 2))
+    kept, bad = _finite(logits, lengths)
+    beyond = jnp.maximum(jnp.abs(kept) - limit, 0.0)
+    return jnp.where(bad, jnp.nan, 0.5 * jnp.square(beyond).sum((1, 2)))
+
+
+def _finite(logits: Scores, lengths: Lengths) -> tuple[Scores, Valid]:
+    """Logits, 0 in padding and bad utterances; and bool[B], where a valid frame is not finite."""
+    mask = frame_mask(logits, lengths)[:, :, None]
+    bad = (mask & ~jnp.isfinite(logits)).any((1, 2))
+    return jnp.where(mask & ~bad[:, None, None], logits, 0.0), bad

@@ -164,12 +164,13 @@ def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) 
 def log_softmax(logits: Scores, lengths: Lengths) -> Scores:
     """log softmax over pdfs; padding is 0, so that what it holds cannot reach a gradient.
 
-    An utterance with NaN or +inf in a valid frame comes out as constant NaN, without a gradient.
+    An utterance with NaN, +inf or nothing but −inf in a valid frame comes out as constant NaN,
+    without a gradient.
     """
-    mask = validity.frame_mask(logits, lengths)[:, :, None]
-    bad = (mask & ~(logits < jnp.inf)).any((1, 2))[:, None, None]
-    clean = jax.nn.log_softmax(jnp.where(mask & ~bad, logits, 0.0), axis=-1)
-    return jnp.where(bad, jnp.nan, jnp.where(mask, clean, 0.0))
+    mask = validity.frame_mask(logits, lengths)
+    clean, bad = validity.clean_logits(logits, mask)
+    log_probs = jnp.where(mask[:, :, None], jax.nn.log_softmax(clean, axis=-1), 0.0)
+    return jnp.where(bad[:, None, None], jnp.nan, log_probs)
 
 
 def _difference(num, den, scale: float):

@@ -95,6 +95,21 @@ def outcome(
     )
 
 
+def clean_logits(logits: Scores, mask: jax.Array) -> tuple[Scores, Valid]:
+    """What a softmax over pdfs can take, so that no gradient is NaN.
+
+    Args:
+      logits: f32[B, T, P].
+      mask: bool[B, T], the frames that count.
+
+    Returns:
+      The logits, 0 in frames that do not count and throughout an utterance with a frame that has no
+      softmax (NaN, +inf, −inf for every pdf); and bool[B], which utterances those are.
+    """
+    bad = (mask & ~jnp.isfinite(logits.max(-1))).any(1)
+    return jnp.where((mask & ~bad[:, None])[:, :, None], logits, 0.0), bad
+
+
 def frame_mask(scores: Scores, lengths: Lengths):
     """bool[B, T], True in valid frames."""
     return jnp.arange(scores.shape[1]) < lengths[:, None]

@@ -47,6 +47,38 @@ def test_padding_is_ignored_even_if_it_is_nan():
         assert np.all(np.isfinite(pull(value)[0]))
 
 
+@pytest.mark.parametrize('spoilt', [np.nan, np.inf, 'row'])
+def test_a_bad_utterance_can_be_masked_out_of_the_gradient(spoilt):
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    bad = clean.copy()
+    bad[1, 2, 1 if spoilt != 'row' else slice(None)] = -np.inf if spoilt == 'row' else spoilt
+    lengths, keep = jnp.array([3, 3]), jnp.array([True, False])
+    soft = jnp.asarray(rng.dirichlet(np.ones(4), size=(2, 3)), jnp.float32)
+    for loss in (
+        lambda x: losses.cross_entropy(x, jnp.ones((2, 3), jnp.int32), lengths),
+        lambda x: losses.cross_entropy(x, soft, lengths),
+        lambda x: losses.output_l2(x, lengths),
+        lambda x: losses.out_of_range(x, lengths, limit=0.1),
+    ):
+        assert np.isnan(loss(jnp.asarray(bad))[1])
+        total = jax.value_and_grad(lambda x, loss=loss: jnp.where(keep, loss(x), 0.0).sum())
+        (value, gradient), want = total(jnp.asarray(bad)), total(jnp.asarray(clean))
+        np.testing.assert_array_equal(value, want[0])
+        np.testing.assert_array_equal(gradient[0], want[1][0])
+        assert not np.any(gradient[1])
+
+
+def test_a_frame_left_out_may_hold_anything():
+    logits = jnp.zeros((1, 2, 3)).at[0, 1].set(jnp.nan)
+    for labels in (jnp.array([[1, -1]]), jnp.eye(3)[None, :2].at[0, 1].set(0.0)):
+        value, pull = jax.vjp(
+            lambda x, y=labels: losses.cross_entropy(x, y, jnp.array([2])), logits
+        )
+        np.testing.assert_allclose(value, [np.log(3)], rtol=1e-6)
+        assert np.isfinite(pull(value)[0]).all()
+
+
 def test_a_label_outside_the_network_is_nan():
     value = losses.cross_entropy(jnp.zeros((2, 1, 2)), jnp.array([[2], [1]]), jnp.array([1, 1]))
     assert np.isnan(value[0])

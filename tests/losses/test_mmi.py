@@ -259,11 +259,12 @@ def test_ctc_crf_is_a_ratio_of_sums(batch):
 
 
 @pytest.mark.parametrize('criterion', [losses.ctc, losses.ctc_crf])
-def test_bad_logits_stay_alone_through_the_softmax(batch, criterion):
+@pytest.mark.parametrize('row', [False, True])
+def test_bad_logits_stay_alone_through_the_softmax(batch, criterion, row):
     numerators, logits, lengths = batch
     num, den = ops.pack_batch(numerators), ops.pack(loop(3))
     graphs = (num,) if criterion is losses.ctc else (num, den)
-    logits[1, 0, 1] = np.inf
+    logits[1, 0, slice(None) if row else 1] = -np.inf if row else np.inf
     logits[0, 4:] = np.nan  # padding of a shorter utterance
     lengths = np.array([4, 4, 3], np.int32)
 
