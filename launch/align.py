@@ -33,7 +33,8 @@ _TOLERANCE_MS = flags.DEFINE_float(
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
     try:

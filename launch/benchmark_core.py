@@ -275,7 +275,7 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     if unknown := [name for name in _GRAPHS.value if name not in GRAPHS]:
         raise app.UsageError(f'Unknown graphs {unknown}; there are {list(GRAPHS)}.')
     cases = [

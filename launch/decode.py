@@ -23,7 +23,8 @@ _OUTPUT = flags.DEFINE_string('output', '', 'Hypotheses; default: WORKDIR/decode
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
     try:

@@ -19,7 +19,8 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         result = replay.run(_WORKDIR.value)

@@ -25,7 +25,7 @@ _GRAPH = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     graph = Fsa.read(_GRAPH.value) if pathlib.Path(_GRAPH.value).is_file() else None
     if graph is None:
         print(f'No graph at {_GRAPH.value}: the check on a real denominator is left out.')

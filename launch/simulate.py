@@ -79,7 +79,10 @@ def policy(mode: str) -> Policy:
 
 def scenario(mode: str) -> Scenario:
     """The scenario of the flags in one mode."""
-    slow = tuple((int(n), float(f)) for n, f in (pair.split(':') for pair in FLAGS.slow))
+    try:
+        slow = tuple((int(n), float(f)) for n, f in (pair.split(':') for pair in FLAGS.slow))
+    except ValueError:
+        raise app.UsageError(f'--slow is REPLICA:FACTOR, such as 0:4; got {FLAGS.slow}.') from None
     return Scenario(
         policy(mode),
         FLAGS.duration_s,
@@ -133,11 +136,6 @@ def acoustic() -> AcousticProblem:
     return AcousticProblem(*experiment())
 
 
-def simulate(mode: str) -> Result:
-    """Runs one mode."""
-    return Simulation(scenario(mode), *trained(mode)).run()
-
-
 def summary(result: Result, wall_s: float) -> dict[str, float | int | None]:
     """The numbers of one run."""
     return {
@@ -161,7 +159,11 @@ def main(argv: list[str]) -> None:
     for mode in FLAGS.mode:
         started = time.perf_counter()
         try:
-            results[mode] = simulate(mode)
+            planned = scenario(mode)
+        except ValueError as error:
+            raise app.UsageError(str(error)) from None
+        try:
+            results[mode] = Simulation(planned, *trained(mode)).run()
         except errors.FOR_USERS as error:
             sys.exit(f'{type(error).__name__}: {error}')
         numbers[mode] = summary(results[mode], time.perf_counter() - started)

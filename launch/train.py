@@ -26,7 +26,8 @@ flags.mark_flag_as_required('config')
 
 
 def main(argv):
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
     keep_freed_memory()

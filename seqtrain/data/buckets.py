@@ -62,13 +62,16 @@ class Buckets:
             compiled programs (12: divisible by the usual subsampling factors).
 
         Raises:
-          DataError: there are no lengths, or not exactly one of the two sizes is given.
+          DataError: there are no lengths, not exactly one of the two sizes is given, or a number
+            is below 1.
         """
         lengths = np.asarray(lengths, int)
         if len(lengths) == 0:
             raise DataError('There is no utterance to make buckets for: all were skipped.')
         if (batch_size is None) == (frames_per_batch is None):
             raise DataError('Give either batch_size or frames_per_batch.')
+        if min(num_buckets, multiple_of, batch_size or frames_per_batch or 0) < 1:
+            raise DataError('num_buckets, multiple_of and the size of a batch must be at least 1.')
         edges = np.quantile(
             lengths, np.arange(1, num_buckets + 1) / num_buckets, method='inverted_cdf'
         )

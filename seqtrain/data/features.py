@@ -221,6 +221,8 @@ def _from_audio(record, extract, rate, speed, config) -> Float32[np.ndarray, 'T 
     features = extract(samples)
     if len(features) == 0:
         raise AudioError(f'audio is too short for one frame: {len(samples) / rate * 1000:.0f} ms')
+    if not np.isfinite(features).all():
+        raise AudioError(f'its features are not finite: samples of up to {abs(samples).max():.0e}')
     return features
 
 

@@ -6,6 +6,7 @@ https://kaldi-asr.org/doc/data_prep.html for the files.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,8 @@ def _read_wavs(root: pathlib.Path, allow_pipes: bool) -> Iterator[dict]:
         fields = rest.split()
         try:
             recording, start_s, end_s = fields[0], float(fields[1]), float(fields[2])
+            if not math.isfinite(start_s + end_s):
+                raise ValueError
         except (IndexError, ValueError):
             problem = f'segments line "{name} {rest}" is not "<id> <recording> <start> <end>"'
             yield {'id': name, 'problem': problem}
@@ -133,11 +136,15 @@ def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:
     if not entry:
         return {'problem': 'wav.scp names no file for it'}
     if not entry.endswith('|'):
-        return {'audio': _find(root, entry)}
+        try:
+            return {'audio': _find(root, entry)}
+        except OSError as error:
+            return {'problem': f'wav.scp entry "{entry[:80]}" is no file name ({error})'}
     if not allow_pipes:
         return {
             'problem': f'wav.scp entry "{entry}" is a shell command, which is not run: store the '
-            'audio as files, or pass allow_pipes=True if you trust this directory'
+            'audio as files (`read_dir(..., allow_pipes=True)` runs the commands of a directory '
+            'that you trust)'
         }
     done = subprocess.run(entry[:-1], shell=True, capture_output=True, check=False)
     if done.returncode:
@@ -171,7 +178,7 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
 def _read_lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Splits every non-empty line into its id and the rest."""
     try:
-        content = path.read_text(encoding='utf-8')
+        content = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise DataError(
             f'{path} is not UTF-8 text ({error.reason} at byte {error.start}).'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
 import pathlib
 import struct
 
@@ -93,7 +94,7 @@ class Utterance:
             return self.audio.read_bytes()
         except FileNotFoundError:
             raise AudioError(f'audio file {self.audio} is missing') from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise AudioError(f'audio file {self.audio} cannot be read: {error}') from None
 
     def samples(self) -> Float32[np.ndarray, ' n']:
@@ -108,6 +109,8 @@ class Utterance:
     def decode(self) -> tuple[Float32[np.ndarray, ' n'], int]:
         """The utterance's samples (full scale ±32768) and its sample rate; see `samples`."""
         samples, rate = decode(self.encoded())
+        if not math.isfinite((self.start_s or 0.0) + (self.end_s or 0.0)):
+            raise AudioError(f'segment from {self.start_s} s to {self.end_s} s is no span of time')
         start = round((self.start_s or 0.0) * rate)
         if self.end_s is None:
             end = len(samples)
@@ -157,6 +160,8 @@ def decode(encoded: bytes) -> tuple[Float32[np.ndarray, ' n'], int]:
             )
         if len(samples) == 0:
             raise AudioError('audio is empty: 0 samples')
+        if not np.isfinite(samples).all():
+            raise AudioError('audio holds NaN or infinity: export it again')
         return samples * np.float32(INT16_SCALE), sound.samplerate
 
 

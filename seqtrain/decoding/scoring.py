@@ -77,13 +77,13 @@ def score_wer(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> W
     insertions = deletions = substitutions = words = 0
     utterances = {}
     for utterance, reference in sorted(references.items()):
-        hypothesis = hypotheses.get(utterance, '')
-        length = len(reference.split())
+        wanted, said = reference.split(), hypotheses.get(utterance, '').split()
+        length = len(wanted)
         if length:
-            found = jiwer.process_words(reference, hypothesis)
+            found = jiwer.process_words(' '.join(wanted), ' '.join(said))
             counts = (found.insertions, found.deletions, found.substitutions)
         else:  # jiwer has no rate for an empty reference
-            counts = (len(hypothesis.split()), 0, 0)
+            counts = (len(said), 0, 0)
         insertions += counts[0]
         deletions += counts[1]
         substitutions += counts[2]
@@ -111,10 +111,10 @@ def read_text(path: str | os.PathLike) -> dict[str, str]:
     result: dict[str, str] = {}
     lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, start=1):
-        utterance, _, text = line.strip().partition(' ')
-        if not utterance:
+        if not line.strip():
             continue
+        utterance, *words = line.split()
         if utterance in result:
             raise ValueError(f'{path}:{number}: utterance {utterance!r} is there twice.')
-        result[utterance] = ' '.join(text.split())
+        result[utterance] = ' '.join(words)
     return result

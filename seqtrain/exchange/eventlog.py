@@ -16,6 +16,11 @@ from typing import Any
 
 from seqtrain.exchange.messages import Event
 
+
+class EventLogError(ValueError):
+    """A damaged line in a log; the message names file and line."""
+
+
 FIELDS = tuple(field.name for field in dataclasses.fields(Event))
 
 
@@ -28,10 +33,10 @@ class EventLog:
     """
 
     def __init__(self, path: str | os.PathLike, header: dict[str, Any] | None = None):
-        new = not os.path.exists(path) or os.path.getsize(path) == 0
         self._lock = threading.Lock()
-        if not new:
+        if os.path.exists(path):
             _drop_torn_line(path)
+        new = not os.path.exists(path) or os.path.getsize(path) == 0
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed by close()
         if new:
             self._file.write(json.dumps({'header': header or {}}) + '\n')
@@ -59,7 +64,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Event]]:
     """The header and the events of a log.
 
     Raises:
-      ValueError: a line in the middle is damaged; the message says which.
+      EventLogError: a line in the middle is damaged; the message says which.
     """
     with open(path, encoding='utf-8') as file:
         lines = file.read().split('\n')
@@ -71,14 +76,14 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Event]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number} is damaged: {error}.') from error
-        if isinstance(record, dict):
-            header = record['header']
-        else:
+            if isinstance(record, dict):
+                header = record['header']
+                continue
             fields = dict(zip(FIELDS, record, strict=False))  # later fields have defaults
             lists = {name: tuple(fields[name]) for name in ('bases', 'generations')}
             events.append(Event(**{**fields, **lists}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EventLogError(f'{path}, line {number} is damaged: {error!r}.') from error
     return header, events
 
 

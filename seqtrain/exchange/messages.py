@@ -28,6 +28,7 @@ class Reason(enum.Enum):
     DTYPE = 'wrong dtype'
     NON_FINITE = 'not finite'
     FRAMES = 'bad frame count'
+    STEP_TIME = 'bad step time'
     CLOSED = 'closed'
     REPLACED = 'replaced'
 

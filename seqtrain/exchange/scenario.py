@@ -91,6 +91,22 @@ class Scenario:
     checkpoint_s: float = 60.0
     sample_s: float = 10.0
 
+    def __post_init__(self):
+        above = ('duration_s', 'size', 'num_shards', 'replica_mtbf_s', 'shard_mtbf_s', 'sample_s')
+        for name in above:
+            if not getattr(self, name) > 0:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        if not np.isfinite(self.duration_s) or not self.bandwidth.mean > 0 or self.apply_s < 0:
+            raise ValueError('A simulation has an end, lines a bandwidth, and work takes time.')
+        if not self.step_s.mean + self.latency_s.mean + self.apply_s > 0:
+            raise ValueError('Steps, messages and shards that all take no time: nothing ever ends.')
+        for replica, factor in self.slow:
+            if not 0 <= replica < self.policy.num_workers or not 0 < factor < float('inf'):
+                raise ValueError(
+                    f'slow={replica}:{factor}; give a replica from 0 to '
+                    f'{self.policy.num_workers - 1} and a positive factor.'
+                )
+
 
 class Problem(Protocol):
     """Something to train, as a flat vector."""

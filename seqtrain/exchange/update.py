@@ -35,6 +35,8 @@ def malformed(push: Push, shape: tuple[int, ...]) -> tuple[Reason, str] | None:
         return Reason.NON_FINITE, 'contains NaN or infinity; skip that batch'
     if not 0 < push.frames < float('inf'):
         return Reason.FRAMES, f'counts {push.frames} frames; give a positive number'
+    if not 0 <= push.step_s < float('inf'):
+        return Reason.STEP_TIME, f'took {push.step_s} s per step; give 0 where it was not measured'
     return None
 
 

@@ -102,13 +102,18 @@ class Lexicon:
 
         Raises:
           LexiconError: names file and line of an entry without phones, or with a phone outside of
-            `phones` where these are given.
+            `phones` where these are given; or a file that is not UTF-8.
         """
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such lexicon.')
         entries: dict[str, list[tuple[str, ...]]] = {}
-        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding='utf-8-sig').splitlines()
+        except UnicodeDecodeError as error:
+            at = path.read_bytes()[: error.start].count(b'\n') + 1
+            raise LexiconError(f'{path}:{at}: not UTF-8; convert it (iconv -t UTF-8).') from None
+        for number, line in enumerate(lines, start=1):
             fields = line.split()
             if not fields:
                 continue

@@ -2,6 +2,8 @@
 
 from seqtrain.data.utterance import DataError
 from seqtrain.exchange import ExchangeError, ReplayError
+from seqtrain.exchange.eventlog import EventLogError
+from seqtrain.exchange.partition import PartitionError
 from seqtrain.fsa import FsaError
 from seqtrain.graphs import LexiconError, OovError
 from seqtrain.graphs.alignment_files import CtmError
@@ -14,11 +16,13 @@ FOR_USERS: tuple[type[Exception], ...] = (
     CheckpointError,
     CtmError,
     DataError,
+    EventLogError,
     ExchangeError,
     FileNotFoundError,
     FsaError,
     LexiconError,
     OovError,
+    PartitionError,
     ReplayError,
     WorkdirError,
 )

@@ -12,7 +12,7 @@ import ml_collections
 
 from seqtrain.data import features as feature_lib
 from seqtrain.data.features import FeatureSet
-from seqtrain.data.utterance import Skipped
+from seqtrain.data.utterance import DataError, Skipped
 from seqtrain.decoding import Decoder, score_wer, write_text
 from seqtrain.graphs import Lexicon
 from seqtrain.training import assembly, devices, recognizer
@@ -88,6 +88,12 @@ class Evaluator:
         cache = str(devices.cache_root(config.data.cache_dir) / 'features')
         features = feature_lib.compute(records, settings, cache)
         texts = {r.id: r.text for r in records if r.text}
+        if not features.ids:
+            first = features.skipped[0].reason if features.skipped else 'there are no recordings'
+            raise DataError(
+                f'Nothing can be tested on: no utterance of {config.data.test!r} can be used. '
+                f'The first was skipped: {first}'
+            )
         return cls(
             features,
             _references(texts, data.lexicon, config.decode.phone_error_rate),

@@ -79,3 +79,6 @@ def test_no_utterances_or_no_size_is_an_error():
         Buckets.fit([1])
     with pytest.raises(DataError, match='either'):
         Buckets.fit([1], batch_size=1, frames_per_batch=1)
+    for wrong in ({'batch_size': 0}, {'batch_size': -1}, {'num_buckets': 0, 'batch_size': 1}):
+        with pytest.raises(DataError, match='at least 1'):
+            Buckets.fit([1], **wrong)

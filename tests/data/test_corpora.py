@@ -66,6 +66,17 @@ def test_yesno_from_a_kaldi_folder_is_what_the_folder_says(data_dir, tmp_path):
         np.testing.assert_array_equal(ours.samples(), theirs.samples())
 
 
+def test_a_folder_with_segments_keeps_the_segments(make_kaldi_dir, make_audio, tmp_path):
+    for part in ('train', 'test'):
+        files = {'wav.scp': 'r r.flac\n', 'segments': 'u r 0.25 0.75\n', 'text': 'u YES\n'}
+        make_kaldi_dir(files, part)
+    (tmp_path / 'r.flac').write_bytes(make_audio())
+    corpus = corpora.load('yesno', 'train', source=tmp_path, cache_dir=tmp_path / 'cache')
+    (direct,) = kaldi.read_dir(tmp_path / 'train')
+    np.testing.assert_array_equal(corpus.utterances[0].samples(), direct.samples())
+    assert len(direct.samples()) == 4000
+
+
 def test_fsdd_from_its_archive(data_dir, tmp_path):
     source = next((data_dir / 'fsdd').glob('*.tar.gz'))
     assert archives.file_hash(source) == fsdd.Fsdd.SHA256

@@ -101,6 +101,16 @@ def test_mean_only_normalisation_keeps_the_variance(make_utterance):
     np.testing.assert_allclose(centred, plain - plain.mean(axis=0), atol=1e-4)
 
 
+def floats(spoilt):
+    """A WAV file of floating-point samples, one of them this."""
+    samples = np.random.default_rng(0).standard_normal(8000).astype(np.float32) / 50
+    samples[4000] = spoilt
+    file = io.BytesIO()
+    soundfile.write(file, samples, 8000, format='WAV', subtype='FLOAT')
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings('ignore::RuntimeWarning')
 def test_bad_utterances_are_skipped_and_named_and_change_no_other(make_utterance, make_audio):
     good = [make_utterance('good1', speaker='x'), make_utterance('good2', speaker='y', seed=1)]
     encoded = make_audio(container='WAV')
@@ -114,6 +124,8 @@ def test_bad_utterances_are_skipped_and_named_and_change_no_other(make_utterance
         make_utterance('listed', problem='recording r is not in wav.scp'),
         make_utterance('segment', start_s=5.0, end_s=6.0),
         make_utterance('nothing', audio=None),
+        make_utterance('nan', audio=floats(np.nan)),
+        make_utterance('loud', audio=floats(1e30)),
     ]
     config = FeatureConfig(cmvn='speaker')
     result = features.compute([good[0], *bad, good[1]], config)
@@ -129,6 +141,8 @@ def test_bad_utterances_are_skipped_and_named_and_change_no_other(make_utterance
         'listed': 'not in wav.scp',
         'segment': 'ends at 6 s',
         'nothing': 'no recording',
+        'nan': 'holds NaN or infinity',
+        'loud': 'features are not finite',
     }
     assert list(reasons) == list(expected)
     for name, reason in expected.items():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from seqtrain.data import kaldi
-from seqtrain.data.utterance import DataError
+from seqtrain.data.utterance import AudioError, DataError
 
 
 @pytest.mark.parametrize(
@@ -53,18 +53,32 @@ def test_segments(make_kaldi_dir, make_audio, tmp_path):
     folder = make_kaldi_dir(
         {
             'wav.scp': f'rec {tmp_path / "rec.flac"}\n',
-            'segments': 'u1 rec 0.1 0.4\nu2 rec 0.5 -1\nu3 gone 0 1\nu4 rec x 1\nu5 rec 0.2\n',
+            'segments': 'u1 rec 0.1 0.4\nu2 rec 0.5 -1\nu3 gone 0 1\nu4 rec x 1\nu5 rec 0.2\n'
+            'u6 rec 0 inf\nu7 rec nan 1\n',
             'text': 'u1  yes   no \nu2\tno\nu3 yes\n',
             'spk2utt': 's1 u1 u2\n',
         }
     )
     (tmp_path / 'rec.flac').write_bytes(make_audio())
-    u1, u2, u3, u4, u5 = kaldi.read_dir(folder)
+    u1, u2, u3, u4, u5, u6, u7 = kaldi.read_dir(folder)
     assert (u1.text, u1.speaker, len(u1.samples())) == ('yes no', 's1', 2400)
     assert (u2.text, u2.speaker, len(u2.samples())) == ('no', 's1', 4000)
     assert (u3.speaker, u3.problem) == ('u3', 'recording gone is not in wav.scp')
     assert 'segments line "u4 rec x 1" is not' in u4.problem
     assert 'segments line "u5 rec 0.2" is not' in u5.problem
+    assert 'segments line "u6 rec 0 inf" is not' in u6.problem
+    assert 'segments line "u7 rec nan 1" is not' in u7.problem
+
+
+def test_impossible_file_names_and_byte_order_marks(make_kaldi_dir, make_audio, tmp_path):
+    names = f'u1 {tmp_path / "a.flac"}\nu2 {"x" * 5000}\nu3 a\0b\n'
+    folder = make_kaldi_dir({'wav.scp': names, 'text': '\ufeffu1 yes\nu2 no\nu3 no\n'})
+    (tmp_path / 'a.flac').write_bytes(make_audio())
+    u1, u2, u3 = kaldi.read_dir(folder)
+    assert (u1.text, u1.problem, len(u1.samples())) == ('yes', '', 8000)
+    assert 'is no file name' in u2.problem
+    with pytest.raises(AudioError, match='cannot be read'):
+        u3.samples()
 
 
 def test_features_come_before_audio(make_kaldi_dir, tmp_path):

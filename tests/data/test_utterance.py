@@ -34,6 +34,12 @@ def test_empty_segment_is_an_error(make_utterance, start_s, end_s):
         make_utterance(start_s=start_s, end_s=end_s).samples()
 
 
+@pytest.mark.parametrize(('start_s', 'end_s'), [(0.0, float('inf')), (float('nan'), 0.5)])
+def test_a_segment_has_ends(make_utterance, start_s, end_s):
+    with pytest.raises(utterance.AudioError, match='no span of time'):
+        make_utterance(start_s=start_s, end_s=end_s).samples()
+
+
 @pytest.mark.parametrize('container', ['FLAC', 'WAV'])
 @pytest.mark.parametrize('kept', [0.0, 0.001, 0.5, 0.999])
 def test_truncated_audio_is_an_error(make_audio, container, kept):

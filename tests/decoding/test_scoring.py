@@ -25,6 +25,7 @@ def test_empty_references_and_missing_hypotheses():
 
 def test_words_are_compared_as_they_are():
     assert score_wer({'u': 'A  b'}, {'u': 'a b'}).errors == 1
+    assert score_wer({'u': 'x y', 'v': 'x\ty'}, {'u': 'x\u3000y', 'v': 'x y'}).errors == 0
 
 
 def test_bad_input():
@@ -48,6 +49,8 @@ def test_text_round_trip(tmp_path):
     write_text(tmp_path / 'text', texts)
     assert (tmp_path / 'text').read_text() == 'u1\nu2 b a\nu3 é ü\n'
     assert read_text(tmp_path / 'text') == texts
+    (tmp_path / 'text').write_text('u1\tyes no\nu2 a\tb\n')
+    assert read_text(tmp_path / 'text') == {'u1': 'yes no', 'u2': 'a b'}
     (tmp_path / 'text').write_text('u1 a\n\nu1 b\n')
     with pytest.raises(ValueError, match=r"text:3: utterance 'u1'"):
         read_text(tmp_path / 'text')

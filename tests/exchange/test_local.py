@@ -10,6 +10,7 @@ import pytest
 
 from seqtrain import exchange
 from seqtrain.exchange import Policy, rules
+from seqtrain.exchange.transport import local
 
 TREE = {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'bias': np.ones(3, np.float32)}
 
@@ -219,6 +220,12 @@ def test_a_silent_replica_expires_by_its_lease():
         alive.push(ones_like(params), versions)
         assert alive.latest().versions.numbers == (1,)  # the one who waits expires the silent one
         alive.close()
+
+
+def test_a_wait_ends_however_short_the_lease_is():
+    policy = Policy(num_workers=1)
+    with exchange.LocalServer(zeros_like(TREE), 1, rules.sgd(1.0), policy, lease_s=0.02) as server:
+        assert local.LocalChannel(server, 0).receive(0.05) is None
 
 
 def test_snapshot_restore_goes_back_and_replicas_rejoin_by_themselves(caplog):

@@ -163,5 +163,17 @@ def test_a_damaged_line_is_named(tmp_path):
     with EventLog(path) as log:
         log.append(Event('applied', 0))
     path.write_text(path.read_text().replace('["applied"', '["appl'))
-    with pytest.raises(ValueError, match='line 2 is damaged'):
+    with pytest.raises(eventlog.EventLogError, match='line 2 is damaged'):
         eventlog.read(path)
+    path.write_text('{"header": {}}\n["applied", 0]\n')
+    with pytest.raises(eventlog.EventLogError, match='line 2 is damaged'):
+        eventlog.read(path)
+
+
+def test_a_torn_header_is_written_again(tmp_path):
+    path = tmp_path / 'events.jsonl'
+    path.write_text('{"header": {"se')
+    event = Event('applied', 0, 1, 0, version=1, bases=(0,))
+    with EventLog(path, {'seed': 1}) as log:
+        log.append(event)
+    assert eventlog.read(path) == ({'seed': 1}, [event])

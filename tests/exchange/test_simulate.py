@@ -121,6 +121,17 @@ def test_impossible_scenarios_are_refused():
         Dist('gaussian')
     with pytest.raises(ValueError, match='negative'):
         Dist('uniform', 1.0, 2.0)
+    for change, message in (
+        ({'duration_s': 0.0}, 'duration_s is 0.0'),
+        ({'replica_mtbf_s': 0.0}, 'replica_mtbf_s is 0.0'),
+        ({'duration_s': float('inf')}, 'an end'),
+        ({'bandwidth': Dist('constant', 0.0)}, 'bandwidth'),
+        ({'step_s': Dist(mean=0.0), 'latency_s': Dist(mean=0.0), 'apply_s': 0.0}, 'no time'),
+        ({'slow': ((-1, 2.0),)}, 'slow=-1'),
+        ({'slow': ((99, 2.0),)}, 'slow=99'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(CLOCKWORK, **change)
     with pytest.raises(ValueError, match='neither'):
         Simulation(CLOCKWORK, rules.sgd(0.1))
 

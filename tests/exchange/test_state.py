@@ -46,6 +46,7 @@ BAD = {
     Reason.DUPLICATE: {'seq': 0},
     Reason.GENERATION: {'generation': 1},
     Reason.FRAMES: {'frames': 0.0},
+    Reason.STEP_TIME: {'step_s': float('nan')},
     Reason.REPLACED: {'life': 1},
 }
 

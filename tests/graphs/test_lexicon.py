@@ -52,6 +52,15 @@ def test_bad_files_name_the_line(tmp_path, text, phones, message):
         Lexicon.read(path, phones=phones)
 
 
+def test_other_encodings(tmp_path):
+    path = tmp_path / 'lexicon.txt'
+    path.write_bytes('JA Y A\nSCHÖN SH N\n'.encode('latin-1'))
+    with pytest.raises(LexiconError, match=r'lexicon\.txt:2: not UTF-8'):
+        Lexicon.read(path)
+    path.write_text('JA Y A\n', encoding='utf-8-sig')
+    assert Lexicon.read(path).words == ('JA',)
+
+
 def test_from_dict_refuses_empty_pronunciations():
     with pytest.raises(LexiconError, match="'x' has an empty"):
         Lexicon.from_dict({'x': ''})

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from seqtrain.data.utterance import DataError
 from seqtrain.exchange import eventlog
 from seqtrain.training import assembly, checkpoint, experiment, monitor, replay
 
@@ -42,6 +43,24 @@ def fail_at(monkeypatch):
 def applied(path):
     events = eventlog.read(path / monitor.EVENTS)[1]
     return [event for event in events if event.kind == 'applied' and event.shard == 0]
+
+
+def test_a_test_set_without_transcripts_is_found_before_training(make_config, kaldi_copy, tmp_path):
+    utterances = assembly.load_split(make_config().data, 'test')
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    (data / 'text').unlink()
+    lexicon = tmp_path / 'lexicon.txt'
+    assembly.load_lexicon(make_config().data).write(lexicon)
+    train = kaldi_copy(assembly.load_split(make_config().data, 'train'), tmp_path / 'train')
+    config = make_config(
+        data__corpus='kaldi',
+        data__train=str(train),
+        data__test=str(data),
+        data__lexicon=str(lexicon),
+    )
+    with pytest.raises(DataError, match=f'no utterance of {str(data)!r}.*transcript is empty'):
+        experiment.run(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run' / monitor.EVENTS).exists()
 
 
 @pytest.mark.parametrize('mode', ['async', 'sync'])

@@ -82,6 +82,7 @@ def test_a_run_that_was_stopped_goes_on(arguments, tmp_path, module, target, cou
         (['--config=configs/demo.py', '--workdir=x', '--config.sequence.updatez=3'], 'updatez'),
         (['--config=configs/demo.py'], 'workdir'),
         (['--config=configs/kaldi.py', '--workdir=x', '--config.data.train=nowhere'], 'nowhere'),
+        (['--config=configs/demo.py', '--workdir=x', 'config.seed=3'], "['config.seed=3']"),
     ],
 )
 def test_wrong_flags_say_which(flags, message, tmp_path):
@@ -89,6 +90,15 @@ def test_wrong_flags_say_which(flags, message, tmp_path):
     done = launch('launch/train.py', *flags, check=False)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.mark.parametrize('script', ['decode', 'align', 'replay'])
+def test_words_that_are_no_flags_are_refused(script, tmp_path):
+    flags = [f'--workdir={tmp_path}', *[f'--data={tmp_path}'] * (script != 'replay')]
+    flags += [f'--out={tmp_path / "out"}'] * (script == 'align')
+    done = launch(f'launch/{script}.py', *flags, 'beam=3', check=False)
+    assert done.returncode == 1
+    assert "Unknown arguments: ['beam=3']" in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize('script', ['decode', 'align'])

@@ -85,7 +85,9 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 def to_example(one: Utterance) -> dict[str, Any]:
     """What is stored; a record without usable audio says so, and is skipped when it is used."""
     try:
-        audio, problem = to_flac(one.encoded()), ''
+        whole = one.start_s is None and one.end_s is None
+        audio = to_flac(one.encoded()) if whole else encode_flac(*one.decode())
+        problem = ''
     except utterance.AudioError as error:
         audio, problem = b'', str(error)
     return {

@@ -222,17 +222,17 @@ class LocalChannel:
         self._server.deliver(shard, message)
 
     def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
-        lease_s = self._server.lease_s
+        lease_s, left_s = self._server.lease_s, timeout_s
         while True:
             self._server.heard(self._worker)  # who waits is alive
             self._server._raise_if_closed()
-            patience = [t for t in (timeout_s, lease_s and lease_s / 2) if t is not None]
+            patience = [t for t in (left_s, lease_s and lease_s / 2) if t is not None]
             try:
                 return self.inbox.get(timeout=min(patience) if patience else None)
             except queue.Empty:
                 self._server.expire_silent()
-                if timeout_s is not None and (lease_s is None or timeout_s <= lease_s / 2):
-                    return None
+            if left_s is not None and (left_s := left_s - min(patience)) <= 0:
+                return None
 
     def wake(self) -> None:
         self.inbox.put(None)
