@@ -73,7 +73,9 @@ class Layout:
         if not self.graph.batched:
             return reduce(values, index, size, indices_are_sorted=is_sorted)
         batch = self.num_utterances
-        flat = (index + size * jnp.arange(batch, dtype=jnp.int32)[:, None]).reshape(-1)
+        rows = size * jnp.arange(batch, dtype=jnp.int32)[:, None]
+        # What names no entry of its own row must not end in another's.
+        flat = jnp.where((index >= 0) & (index < size), index + rows, size * batch).reshape(-1)
         out = reduce(values.reshape(-1), flat, size * batch, indices_are_sorted=is_sorted)
         return out.reshape(batch, size)
 

@@ -306,3 +306,46 @@ def test_a_graph_of_another_network_gives_nan_not_a_wrong_number(backend):
     assert np.isnan(log_z[0])
     assert log_z[1] == 0.0
     assert not np.any(gamma[0])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('weight', [0.0, 100.0])
+def test_a_pdf_without_scores_is_no_other_utterances_trouble(backend, weight):
+    """In the log domain (weights beyond exp) and outside of it."""
+    wrong = Fsa([0, 0], [0, 0], [0, 2], [100.0, 99.0], [0.0], [0.0])
+    right = Fsa([0, 0], [0, 0], [0, 1], [weight, weight], [0.0], [0.0])
+    graphs, lengths = ops.pack_batch([wrong, right]), np.array([2, 2], np.int32)
+    scores = jnp.zeros((2, 2, 2))
+    log_z, gamma = ops.occupancies(scores, lengths, graphs, backend=backend)
+    assert np.isnan(log_z[0])
+    assert not np.any(gamma[0])
+    np.testing.assert_allclose(gamma[1], 0.5, atol=1e-6)
+
+    def expected(scores):
+        accuracy = jnp.broadcast_to(jnp.arange(2.0), scores.shape)
+        return ops.expected_accuracy(scores, lengths, graphs, accuracy, backend=backend)[0][1]
+
+    np.testing.assert_allclose(jax.grad(expected)(scores)[1], [[-0.25, 0.25]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_an_arc_that_nobody_can_take_may_name_any_pdf(backend):
+    fsa = Fsa([0] * 4, [0] * 4, [0, 1, 1, 5_000_000], [0, 0.1, 0.2, -np.inf], [0.0], [0.0])
+    scores = np.zeros((2, 3, 2), np.float32)
+    scores[:, 1, 1] = -200  # beyond exp: in the log domain
+    lengths = np.array([3, 3], np.int32)
+    log_z, gamma = ops.occupancies(scores, lengths, ops.pack_batch([fsa] * 2), backend=backend)
+    whole = Fsa([0] * 3, [0] * 3, [0, 1, 1], [0, 0.1, 0.2], [0.0], [0.0])
+    check(log_z, np.asarray(gamma), scores, lengths, [whole] * 2)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('weight', [43.6, 43.8, 44.0, 44.2, 44.4])
+@pytest.mark.parametrize('batch', [1, 8])
+def test_sums_whose_inverse_underflows_are_not_lost(backend, weight, batch):
+    fsa = Fsa([0], [0], [0], [weight], [0.0], [0.0])
+    scores, lengths = jnp.zeros((batch, 2, 1)), np.full(batch, 2, np.int32)
+    for graph in (ops.pack(fsa), ops.pack_batch([fsa] * batch)):
+        log_z, gamma = ops.occupancies(scores, lengths, graph, backend=backend)
+        np.testing.assert_allclose(log_z, 2 * weight, rtol=1e-6)
+        np.testing.assert_allclose(gamma, 1.0, atol=1e-6)

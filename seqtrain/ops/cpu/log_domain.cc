@@ -57,6 +57,7 @@ class Pass {
   double* Future(int64_t t) { return future_.data() + t * graph_.num_states; }
 
   double Arc(int64_t t, int64_t a) const {
+    if (!(graph_.weight[a] > -INFINITY)) return kNever;  // such an arc may name any pdf
     return double(graph_.weight[a]) + scores_[t * pdfs_ + graph_.pdf[a]] + pre_[graph_.dst[a]];
   }
 
@@ -126,6 +127,7 @@ class Pass {
         const int32_t s = graph_.src[a], d = graph_.dst[a], p = graph_.pdf[a];
         if (!(flow[s] > 0)) continue;
         const double share = Ratio(Arc(t, a), Post(t)[s]), moved = flow[s] * share;
+        if (!(share > 0)) continue;
         next[d] += moved;
         row[p] += moved;
         if (!gain_) continue;

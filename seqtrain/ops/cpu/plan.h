@@ -12,6 +12,8 @@ namespace seqtrain {
 constexpr float kMaxRange = 80.0f;
 // How far forward and backward totals of a frame may differ (relative); see ops/scaled.py.
 constexpr double kTolerance = 2e-4;
+// A sum from here on has an inverse below the normal numbers, which the kernels take for 0.
+constexpr float kInvertible = 0x1p126f;
 
 // One graph as it comes from Python: arcs sorted by (dst, pdf, src), log-weights.
 struct GraphView {
