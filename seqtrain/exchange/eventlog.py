@@ -11,14 +11,14 @@ import dataclasses
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from seqtrain.exchange.messages import Event
 
 
 class EventLogError(ValueError):
-    """A damaged line in a log; the message names file and line."""
+    """A damaged line in a log (the message names file and line), or logs that do not fit."""
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Event))
@@ -93,6 +93,14 @@ def _drop_torn_line(path: str | os.PathLike) -> None:
         file.truncate(content.rfind(b'\n') + 1)
 
 
+def newest_generations(events: Iterable[Event]) -> dict[int, int]:
+    """By shard the highest generation so far: a restart after them needs one of its own."""
+    result: dict[int, int] = {}
+    for event in events:
+        result[event.shard] = max(event.generation, result.get(event.shard, 0))
+    return result
+
+
 def causal(events: Sequence[Event]) -> list[Event]:
     """The same events in a causal order, whatever the order of different shards was."""
     logs: list[list[Event]] = [[] for _ in range(1 + max((e.shard for e in events), default=0))]
@@ -107,7 +115,7 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
     An event may come once every version that its push was based on has been made by the others.
 
     Raises:
-      ValueError: the logs contradict each other (one of them is incomplete).
+      EventLogError: the logs contradict each other (one of them is incomplete).
     """
     merged: list[Event] = []
     at = [0] * len(logs)
@@ -126,7 +134,7 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
                 at[shard] += 1
                 moved = patient = True
         if not moved and not patient:
-            raise ValueError(
+            raise EventLogError(
                 f'The logs of the shards do not fit together after {at} events; one is incomplete.'
             )
         patient = moved

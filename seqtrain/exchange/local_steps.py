@@ -21,12 +21,12 @@ from seqtrain.exchange.rules import elastic_pull
 def clip(update: Any, max_norm: float) -> tuple[Any, jax.Array]:
     """The update scaled down to a global norm of at most `max_norm`, and its norm before that.
 
-    Done in the replica, because a shard sees only its part. A norm that is not finite comes back
-    as it is and the update with it: the shards will refuse it and say so.
+    Done in the replica, because a shard sees only its part. Where the norm is not finite (its
+    square is not from about 2e19 on) the update becomes NaN: the shards refuse it and say so.
     """
     norm = optax.global_norm(update)
     factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-    factor = jnp.where(jnp.isfinite(norm), factor, 1.0)
+    factor = jnp.where(jnp.isfinite(norm), factor, jnp.nan)
     return jax.tree.map(lambda x: (x * factor).astype(x.dtype), update), norm
 
 

@@ -30,6 +30,7 @@ class Position:
       labels: i32[sum of output lengths], the alignments end to end: the newest ones, or the run's
         first where the replicas are processes and make the others.
       log_prior: f32[P].
+      data: `TrainingData.checksum`; 0 where it is not known.
     """
 
     stage: int
@@ -39,6 +40,7 @@ class Position:
     leases: dict[str, Any]
     labels: np.ndarray
     log_prior: np.ndarray
+    data: int = 0
 
 
 class Checkpoints:
@@ -65,6 +67,7 @@ class Checkpoints:
             'updates': position.updates,
             'shards': [shard['meta'] for shard in position.shards],
             'leases': position.leases,
+            'data': position.data,
         }
         self._manager.save(
             step,
@@ -103,6 +106,7 @@ class Checkpoints:
                 meta['leases'],
                 np.asarray(arrays['labels'], np.int32),
                 np.asarray(arrays['log_prior'], np.float32),
+                meta.get('data', 0),
             )
         except Exception as error:  # whatever Orbax and tensorstore raise for damaged files
             raise CheckpointError(

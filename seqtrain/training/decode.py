@@ -14,6 +14,7 @@ from seqtrain.decoding import Decoder, score_wer, write_text
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training import config as config_lib
 from seqtrain.training.config import pick
+from seqtrain.training.stage import plan
 from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         files = recognizer.ModelFiles.read(workdir.path / 'model')
         graph = files.graph(workdir.path / 'model', 'word')
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
-        params, _ = recognizer.trained(config, workdir.path, params)
+        params, position = recognizer.trained(config, workdir.path, params)
         records = list(kaldi.read_dir(data))
         settings = dataclasses.replace(
             assembly.feature_config(config), sample_rate=files.sample_rate
@@ -45,7 +46,8 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         for skipped in features.skipped:
             logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
         search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
-        if not config.sequence.updates:
+        begun = plan(config)[: position.stage + (position.completed > 0)]
+        if all(stage.kind == 'ce' for stage in begun):
             search['acoustic_scale'] = config.decode.ce_acoustic_scale
         recognize = recognizer.Recognizer(network, Decoder(graph, **search))
         started = time.perf_counter()

@@ -7,7 +7,6 @@ about them, and its replay compares.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pathlib
@@ -16,6 +15,8 @@ from typing import Any
 
 import jax
 import ml_collections
+
+from seqtrain.training.workdir import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def record_machine(folder: pathlib.Path) -> None:
     """Leaves `machine.json` where a run begins; warns where one goes on elsewhere."""
     file = folder / MACHINE
     if not file.exists():
-        file.write_text(json.dumps(machine(), indent=2) + '\n')
+        write_json(file, machine())
         return
     for change in machine_changes(folder):
         logger.warning('The run began with another %s: its replay will not be exact.', change)
@@ -90,6 +91,6 @@ def record_machine(folder: pathlib.Path) -> None:
 def machine_changes(folder: pathlib.Path) -> list[str]:
     """What is no longer as `machine.json` has it, a phrase each."""
     file = folder / MACHINE
-    then = json.loads(file.read_text()) if file.exists() else {}
+    then = read_json(file) if file.exists() else {}
     now = machine()
     return [f'{key} ({then[key]}, now {now[key]})' for key in then if then[key] != now.get(key)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
+import zlib
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from seqtrain.data import features as feature_lib
 from seqtrain.data.features import FeatureSet
@@ -18,7 +20,7 @@ from seqtrain.graphs import Lexicon
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training.config import pick
 from seqtrain.training.prepare import TrainingData
-from seqtrain.training.workdir import Workdir
+from seqtrain.training.workdir import Workdir, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Score:
     substitutions: int
     not_decoded: int
     seconds: float
+    params: int = 0  # checksum of what was decoded with
 
 
 class Evaluator:
@@ -72,8 +75,7 @@ class Evaluator:
         self._ce_acoustic_scale = ce_acoustic_scale
         self.skipped: tuple[Skipped, ...] = features.skipped
         self.scores: list[Score] = [
-            Score(**json.loads(file.read_text()))
-            for file in sorted(workdir.sub('decode').glob('*/score.json'))
+            Score(**read_json(file)) for file in sorted(workdir.sub('decode').glob('*/score.json'))
         ]
 
     @classmethod
@@ -104,14 +106,18 @@ class Evaluator:
 
     def score(self, model: str, params: Any) -> None:
         """Decodes the test set with these parameters and adds to `scores`."""
-        known = {(score.model, score.unit) for score in self.scores}
+        made_of = _checksum(params)
+        known = {(score.model, score.unit): score.params for score in self.scores}
         for unit, references in self._references.items():
-            if (model, unit) in known:
+            if known.get((model, unit)) == made_of:
                 continue
+            self.scores = [s for s in self.scores if (s.model, s.unit) != (model, unit)]
             folder = self._workdir.sub('decode') / f'{model}-{unit}'
             folder.mkdir(exist_ok=True)
-            score = self._decode(model, unit, params, references)
-            (folder / 'score.json').write_text(json.dumps(dataclasses.asdict(score)) + '\n')
+            score = dataclasses.replace(
+                self._decode(model, unit, params, references), params=made_of
+            )
+            write_json(folder / 'score.json', dataclasses.asdict(score))
             self.scores.append(score)
             logger.info('%s %s error rate: %s', model, unit, _line(score))
 
@@ -129,6 +135,13 @@ class Evaluator:
         return Score(
             model, unit, result.wer, low, high, **counts, not_decoded=failed, seconds=seconds
         )
+
+
+def _checksum(params: Any) -> int:
+    result = 0
+    for leaf in jax.tree.leaves(params):
+        result = zlib.crc32(np.asarray(leaf).tobytes(), result)
+    return result
 
 
 def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:

@@ -8,7 +8,6 @@ monophone run in the folder `mono/` comes first (see `start`).
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import pathlib
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from seqtrain import ops
+from seqtrain.exchange import eventlog
 from seqtrain.training import (
     align,
     assembly,
@@ -40,7 +40,7 @@ from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
 from seqtrain.training.replica import CompileGate, Work, connected
 from seqtrain.training.stage import Stage, plan
-from seqtrain.training.workdir import Workdir
+from seqtrain.training.workdir import Workdir, WorkdirError, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,14 @@ def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> 
             experiment.close()
         if before:
             result['mono'] = {name: before[name] for name in ('wer', 'updates', 'training_s')}
-        (workdir.path / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+        write_json(workdir.path / 'result.json', result)
         return result
 
 
 def _monophone_run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
     """The run before one with tied states, or its result where it has ended."""
     if (path / 'result.json').is_file():
-        return json.loads((path / 'result.json').read_text())
+        return read_json(path / 'result.json')
     return _run(start.monophone_config(config), path, quiet)
 
 
@@ -139,7 +139,7 @@ class Experiment:
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
         # Of replicas that are processes these stay the first ones: see `Position.labels`.
-        self.labels = self.data.by_utterance(position.labels) if position else begun.labels
+        self.labels = self._labels_of(position) if position else begun.labels
         self.hosts = serving.hosts(
             self.config,
             self.data,
@@ -280,6 +280,7 @@ class Experiment:
                 leases,
                 np.concatenate(self.labels),
                 self.log_prior,
+                self.data.checksum,
             )
         )
 
@@ -295,10 +296,25 @@ class Experiment:
         if position is None:
             self.log_prior = self._priors()
             return
+        # What came after the checkpoint is in the log; if the run broke off twice since then, two
+        # pasts must not have one name.
+        newest = eventlog.newest_generations(self.monitor.events)
+        for shard, snapshot in enumerate(position.shards):
+            meta = snapshot['meta']
+            meta['generation'] = max(int(meta['generation']), newest.get(shard, 0))
         self.server.restore(position.shards)
         self.book.restore(position.leases)
         self.log_prior = position.log_prior
         logger.info('Continuing from update %d.', position.updates)
+
+    def _labels_of(self, position: Position) -> list[np.ndarray]:
+        """The alignments of a checkpoint, which belong to the utterances that it was made with."""
+        if position.data not in (0, self.data.checksum):
+            raise WorkdirError(
+                f'{self.workdir.path}: the recordings or transcripts are not those that this run '
+                'began with. Put them back, or begin another run in another workdir.'
+            )
+        return self.data.by_utterance(position.labels)
 
     def _priors(self) -> np.ndarray:
         return bootstrap.log_priors(self.labels, self.data.topology.num_pdfs)

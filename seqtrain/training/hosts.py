@@ -172,7 +172,10 @@ class Hosts:
         Every replica aligns its own part; that of a replica that is gone is done by others.
         """
         (flat,) = self._flat.split(params)
-        np.save(self._folder / f'{index}.npy', flat)
+        unfinished = self._folder / f'{index}.tmp'
+        with open(unfinished, 'wb') as file:
+            np.save(file, flat)
+        unfinished.replace(self._folder / f'{index}.npy')
         self._aligners[index] = self._ray.put(flat)
         aligners = self._until(index)
         counts = np.zeros(self._num_pdfs, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Collection, Sequence
 
@@ -10,6 +11,8 @@ import ml_collections
 
 from seqtrain.data.leases import Lease, LeaseBook, split_by_speaker
 from seqtrain.training.prepare import TrainingData
+
+logger = logging.getLogger(__name__)
 
 
 def lease_book(config: ml_collections.ConfigDict, data: TrainingData) -> LeaseBook:
@@ -72,6 +75,12 @@ class LeaseDesk:
         self._lock = threading.Lock()
         self._left = left = updates - completed
         share = left // len(replicas)
+        if equal_shares and left % len(replicas):
+            logger.warning(
+                '%d of %d updates are left out: every replica gets as many as the others.',
+                left % len(replicas),
+                left,
+            )
         self._share = dict.fromkeys(replicas, share) if equal_shares else None
         self._position = completed
         self._held: dict[tuple[int, int, int], Lease] = {}

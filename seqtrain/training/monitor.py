@@ -25,6 +25,7 @@ from tensorboardX import SummaryWriter
 
 from seqtrain.exchange import Event, eventlog
 from seqtrain.training.leasing import Grant
+from seqtrain.training.workdir import WorkdirError
 
 UPDATES, EVENTS, PUSHES = 'updates.jsonl', 'events.jsonl', 'pushes.jsonl'
 FAILURES = 'failures.jsonl'
@@ -112,6 +113,12 @@ class Monitor:
     def __init__(self, folder: pathlib.Path, total: int, resume_at: int = 0, quiet: bool = False):
         self._condition = threading.Condition()
         known = {row.number: row for row in read_updates(folder)}
+        lost = [number for number in range(1, resume_at + 1) if number not in known]
+        if lost:
+            raise WorkdirError(
+                f'{folder / UPDATES} has lost update {lost[0]}, which a checkpoint counts: '
+                f'delete the newest folders in {folder / "checkpoints"} to go on from before it.'
+            )
         self.updates = [known[number] for number in range(1, resume_at + 1)]
         self._file = _append(folder / UPDATES)
         self.first_life = 1 + max((key[1] for key in read_pushes(folder)), default=-1)

@@ -7,7 +7,9 @@ are left out here, each with a reason; nothing later has to look at them again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,6 +91,14 @@ class TrainingData:
     def output_length(self, index: int) -> int:
         """The same of one utterance."""
         return -(-len(self.features.features[index]) // self.subsampling)
+
+    @functools.cached_property
+    def checksum(self) -> int:
+        """Of ids, lengths and transcripts: what alignments belong to."""
+        parts = zip(
+            self.features.ids, self.features.num_frames.tolist(), self.features.texts, strict=True
+        )
+        return zlib.crc32('\n'.join(f'{name} {size} {text}' for name, size, text in parts).encode())
 
     def by_utterance(self, joined: np.ndarray) -> list[np.ndarray]:
         """What has a row per output frame, all utterances end to end, taken apart again."""

@@ -49,6 +49,11 @@ class AcousticProblem:
         (self._start,) = self._flat.split(begun.params)
         self._batcher, self._plain = assembly.batcher(config, begun.data), Batcher(begun.data, 0)
         self._step = assembly.step(config, begun.network, kind, begun.data.topology)
+        whole = config.copy_and_resolve_references()
+        whole.model.dropout = 0.0
+        sizes = begun.data.features.dim, begun.data.topology.num_pdfs
+        undropped, _ = assembly.network(whole, *sizes)
+        self._measure = assembly.step(whole, undropped, kind, begun.data.topology)
         prior = bootstrap.log_priors(begun.labels, begun.data.topology.num_pdfs)
         args = assembly.step_args(kind, prior, ops.pack(begun.data.denominator))
         self._device = jax.local_devices()[0]
@@ -76,11 +81,11 @@ class AcousticProblem:
         return self._flat.split(gradients)[0]
 
     def loss(self, values: np.ndarray) -> float:
-        """The criterion per frame, on the measured batches, as they are (no augmentation)."""
+        """The criterion per frame, on the measured batches, without augmentation and dropout."""
         params: Any = jax.device_put(self._flat.join([values]), self._device)
         total = frames = 0.0
         for batch in self._measured:
-            _, metrics = self._step(params, batch.device, *self._args)
+            _, metrics = self._measure(params, batch.device, *self._args)
             total += float(metrics['loss']) * batch.frames
             frames += batch.frames
         return total / frames

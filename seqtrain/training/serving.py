@@ -38,12 +38,15 @@ LOCAL_OPTIMIZERS = {
 class _Rule:
     """A rule by name: what it wants pushed, in which modes it makes sense, how it is made.
 
-    `make(settings, learning_rate)` gets the config's exchange section.
+    `make(settings, learning_rate)` gets the config's exchange section. `rated` is False where the
+    rule has no learning rate.
     """
 
     pushed: str
     make: Callable[[ml_collections.ConfigDict, Any], RuleLike]
     modes: tuple[str, ...] = ('async', 'sync')
+    options: tuple[str, ...] = ()  # of config.exchange.rule_options, those that it takes
+    rated: bool = True
 
 
 def _options(settings: ml_collections.ConfigDict, *names: str) -> dict[str, float]:
@@ -82,22 +85,39 @@ def _heloco(settings: ml_collections.ConfigDict, rate: Any) -> RuleLike:
 RULES: dict[str, _Rule] = {
     'adam': _Rule('gradient', lambda s, rate: rules.adam(rate)),
     'averaging': _Rule(
-        'delta', lambda s, rate: rules.averaging(1 if s.mode == 'sync' else s.num_replicas)
+        'delta',
+        lambda s, rate: rules.averaging(1 if s.mode == 'sync' else s.num_replicas),
+        rated=False,
     ),
     'block_momentum': _Rule(
         'delta',
         lambda s, rate: rules.block_momentum(_momentum(s, 1 - 1 / s.num_replicas), rate),
         ('sync',),
+        ('momentum',),
     ),
-    'cgad': _Rule('either', lambda s, rate: rules.cgad(rate, **_options(s, 'alpha', 'cutoff'))),
+    'cgad': _Rule(
+        'either',
+        lambda s, rate: rules.cgad(rate, **_options(s, 'alpha', 'cutoff')),
+        options=('alpha', 'cutoff'),
+    ),
     'dc_asgd': _Rule('gradient', lambda s, rate: rules.dc_asgd(rate)),
     'dc_asgd_adaptive': _Rule('gradient', lambda s, rate: rules.dc_asgd_adaptive(rate)),
-    'delayed_nesterov': _Rule('delta', _delayed_nesterov),
+    'delayed_nesterov': _Rule('delta', _delayed_nesterov, options=('momentum',)),
     'downpour_adagrad': _Rule('gradient', lambda s, rate: rules.downpour_adagrad(rate)),
-    'easgd': _Rule('values', lambda s, rate: rules.easgd(_elastic(s)), ('async',)),
-    'heloco': _Rule('delta', _heloco),
-    'momentum_lookahead': _Rule('delta', lambda s, r: rules.momentum_lookahead(r, _momentum(s))),
-    'sgd': _Rule('either', lambda s, rate: rules.sgd(rate)),
+    'easgd': _Rule(
+        'values', lambda s, rate: rules.easgd(_elastic(s)), ('async',), ('elastic',), rated=False
+    ),
+    'heloco': _Rule(
+        'delta',
+        _heloco,
+        options=('momentum', 'keep', 'shrink', 'max_shrink', 'turn', 'kappa'),
+    ),
+    'momentum_lookahead': _Rule(
+        'delta', lambda s, r: rules.momentum_lookahead(r, _momentum(s)), options=('momentum',)
+    ),
+    'sgd': _Rule(
+        'either', lambda s, rate: rules.sgd(rate, s.rule_options.momentum), options=('momentum',)
+    ),
 }
 
 
@@ -114,7 +134,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     _choose(settings, 'local_optimizer', LOCAL_OPTIMIZERS)
     policy(config)
     _check_rule(settings)
+    _check_options(settings)
     _rule(settings, 1.0)
+    _check_amounts(config)
     if settings.lease_s < 0:
         raise ValueError(
             f'config.exchange.lease_s is {settings.lease_s}: give seconds, longer than a step and '
@@ -154,6 +176,45 @@ def _check_rule(settings: ml_collections.ConfigDict) -> None:
             f'config.exchange.rule={settings.rule} takes parameters as they are: set '
             'scale_by_frames and scale_by_staleness to False and codec to none.'
         )
+
+
+def _check_options(settings: ml_collections.ConfigDict) -> None:
+    """Nothing may be set that nobody reads."""
+    chosen, name = RULES[settings.rule], f'config.exchange.rule={settings.rule}'
+    given = {key for key, value in settings.rule_options.items() if value is not None}
+    if extra := sorted(given.difference(chosen.options)):
+        takes = f'only {", ".join(chosen.options)}' if chosen.options else 'none'
+        raise ValueError(
+            f'{name} does not read config.exchange.rule_options.{extra[0]}: of them it takes '
+            f'{takes}.'
+        )
+    if settings.outer_learning_rate and (settings.local_steps == 1 or not chosen.rated):
+        raise ValueError(
+            f'config.exchange.outer_learning_rate is not read by {name} with '
+            f'local_steps={settings.local_steps}: set it to 0.'
+        )
+    if settings.local_learning_rate and settings.local_steps == 1:
+        raise ValueError('config.exchange.local_learning_rate needs local_steps of 2 or more.')
+
+
+def _check_amounts(config: ml_collections.ConfigDict) -> None:
+    """Updates that can be shared out, learning rates that can decay, checkpoints that are kept."""
+    settings = config.exchange
+    for name in ('bootstrap', 'sequence'):
+        part = getattr(config, name)
+        if not (part.learning_rate > 0 and part.final_learning_rate > 0):
+            raise ValueError(
+                f'config.{name}.learning_rate and final_learning_rate must be above 0: the one '
+                'decays exponentially to the other.'
+            )
+        equal = settings.mode == 'sync' and not settings.backup_replicas
+        if equal and 0 < part.updates < settings.num_replicas:
+            raise ValueError(
+                f'config.{name}.updates is {part.updates}: with mode=sync every one of the '
+                f'{settings.num_replicas} replicas needs at least one.'
+            )
+    if config.checkpoint.every_updates < 1 or config.checkpoint.keep < 1:
+        raise ValueError('config.checkpoint.every_updates and keep must be at least 1.')
 
 
 def _taking(*pushed: str) -> str:

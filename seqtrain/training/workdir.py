@@ -64,7 +64,7 @@ class Workdir:
 
     @property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.path / 'config.json').read_text())
+        return read_json(self.path / 'config.json')
 
     def sub(self, name: str) -> pathlib.Path:
         """A folder of this run, made when missing."""
@@ -78,7 +78,7 @@ class Workdir:
             return
         wanted = json.loads(json.dumps(self._config))
         if not file.exists():
-            file.write_text(json.dumps(wanted, indent=2, sort_keys=True) + '\n')
+            write_json(file, wanted, sort_keys=True)
             return
         changed = sorted(_differences(self.config, wanted))
         if changed:
@@ -87,6 +87,27 @@ class Workdir:
                 f'{", ".join(changed[:5])}{" and more" if len(changed) > 5 else ""}. '
                 f'Name another --workdir, or set these fields back to continue the run.'
             )
+
+
+def write_json(file: pathlib.Path, value: Any, **options: Any) -> None:
+    """Writes a file of the run whole or not at all."""
+    unfinished = file.with_name(f'{file.name}.tmp')
+    unfinished.write_text(json.dumps(value, indent=2, **options) + '\n')
+    unfinished.replace(file)
+
+
+def read_json(file: pathlib.Path) -> Any:
+    """Reads it again.
+
+    Raises:
+      WorkdirError: it is damaged.
+    """
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise WorkdirError(
+            f'{file} is damaged ({error}). Delete it and run again: it is made anew.'
+        ) from None
 
 
 def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:

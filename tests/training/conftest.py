@@ -7,7 +7,7 @@ import pytest
 import remote_runs
 
 from seqtrain.exchange.transport import ray as ray_transport
-from seqtrain.training import assembly, experiment, hosts, monitor
+from seqtrain.training import assembly, checkpoint, experiment, hosts, monitor
 from seqtrain.training import config as config_lib
 
 
@@ -45,10 +45,11 @@ def make_config(cache_dir):
 
 @pytest.fixture
 def run_until_power_cut(monkeypatch):
-    """Runs an experiment and fails in a replica after so many updates."""
+    """Runs an experiment that fails after so many updates; killed: without a last checkpoint."""
 
-    def run(config, workdir, updates):
+    def run(config, workdir, updates, killed=False):
         real, seen = monitor.Monitor.add, []
+        save = checkpoint.Checkpoints.save
 
         def add(self, update):
             real(self, update)
@@ -56,8 +57,13 @@ def run_until_power_cut(monkeypatch):
             if len(seen) == updates:
                 raise PowerCut
 
+        def unless_killed(self, position):
+            if not killed or len(seen) < updates:
+                save(self, position)
+
         with monkeypatch.context() as patched:
             patched.setattr(monitor.Monitor, 'add', add)
+            patched.setattr(checkpoint.Checkpoints, 'save', unless_killed)
             with pytest.raises(PowerCut):
                 experiment.run(config, workdir, quiet=True)
 

@@ -17,15 +17,17 @@ from seqtrain.training import (
     assembly,
     bootstrap,
     devices,
+    evaluate,
     experiment,
     monitor,
+    prepare,
     replay,
     serving,
     steps,
 )
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import CheckpointError, Checkpoints
-from seqtrain.training.workdir import Workdir
+from seqtrain.training.workdir import Workdir, WorkdirError
 
 
 @pytest.mark.parametrize('mode', ['async', 'sync'])
@@ -135,6 +137,64 @@ def test_a_finished_run_started_again_trains_no_more(make_config, tmp_path):
     assert len(monitor.read_updates(tmp_path)) == 14
 
 
+def test_a_network_that_is_another_is_decoded_again(make_config, tmp_path, monkeypatch):
+    config, decoded = make_config(), []
+    first = experiment.run(config, tmp_path, quiet=True)
+    real = evaluate.Evaluator._decode
+
+    def decode(self, model, *args):
+        decoded.append(model)
+        return real(self, model, *args)
+
+    monkeypatch.setattr(evaluate.Evaluator, '_decode', decode)
+    experiment.run(config, tmp_path, quiet=True)
+    assert not decoded
+    file = tmp_path / 'decode' / 'mmi-word' / 'score.json'
+    score = json.loads(file.read_text())
+    file.write_text(json.dumps({**score, 'params': score['params'] + 1, 'wer': 9.0}))
+    again = experiment.run(config, tmp_path, quiet=True)
+    assert decoded == ['mmi']
+    assert (again['wer'], again['wer_ce']) == (first['wer'], first['wer_ce'])
+    assert json.loads(file.read_text())['params'] == score['params']
+
+
+def test_alignments_are_not_given_to_other_recordings(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    experiment.run(config, tmp_path, quiet=True)
+    monkeypatch.setattr(prepare.TrainingData, 'checksum', 1)
+    with pytest.raises(WorkdirError, match='not those that this run began with'):
+        experiment.run(config, tmp_path, quiet=True)
+
+
+def test_the_checksum_is_of_ids_lengths_and_texts(prepared):
+    data = prepared[1]
+    one = data.features
+    others = (
+        dataclasses.replace(one, ids=(*one.ids[1:], one.ids[0])),
+        dataclasses.replace(one, texts=(*one.texts[:-1], 'other')),
+        dataclasses.replace(one, features=[one.features[0][:-1], *one.features[1:]]),
+    )
+    sums = {dataclasses.replace(data, features=other).checksum for other in (one, *others)}
+    assert len(sums) == 4
+    assert data.checksum in sums
+
+
+def test_what_is_damaged_in_a_workdir_is_named(make_config, tmp_path):
+    config = make_config()
+    experiment.run(config, tmp_path, quiet=True)
+    for name in ('config.json', 'machine.json', 'decode/ce-word/score.json'):
+        file = tmp_path / name
+        whole = file.read_text()
+        file.write_text(whole[: len(whole) // 2])
+        with pytest.raises(WorkdirError, match=rf'{name} is damaged.*Delete it'):
+            experiment.run(config, tmp_path, quiet=True)
+        file.write_text(whole)
+    rows = (tmp_path / monitor.UPDATES).read_text().splitlines(keepends=True)
+    (tmp_path / monitor.UPDATES).write_text(''.join(rows[:-2]))
+    with pytest.raises(WorkdirError, match=r'has lost update 1[34].*checkpoints'):
+        experiment.run(config, tmp_path, quiet=True)
+
+
 def test_a_damaged_checkpoint_is_named(make_config, tmp_path):
     config = make_config()
     experiment.run(config, tmp_path, quiet=True)
@@ -196,14 +256,18 @@ def test_a_server_that_is_gone_is_reported(make_config, tmp_path, monkeypatch):
         run.close()
 
 
-@pytest.mark.parametrize('interrupted', [False, True])
+@pytest.mark.parametrize('interrupted', [0, 1, 3])
 def test_replay_ends_with_the_same_bits(make_config, tmp_path, run_until_power_cut, interrupted):
     config = make_config(
         exchange__num_shards=2, model__dropout=0.1, data__spec_augment=True, exchange__rule='sgd'
     )
     if interrupted:
         run_until_power_cut(config, tmp_path, updates=7)
+    for _ in range(1, interrupted):  # from one checkpoint to several futures
+        run_until_power_cut(config, tmp_path, updates=2, killed=True)
     experiment.run(config, tmp_path, quiet=True)
+    restored = [e for e in eventlog.read(tmp_path / monitor.EVENTS)[1] if e.kind == 'restored']
+    assert len({(e.shard, e.generation) for e in restored}) == len(restored) == 2 * interrupted
     result = replay.run(tmp_path)
     assert result['identical']
     assert result['pushes'] >= 14

@@ -36,6 +36,12 @@ def test_its_gradient_points_uphill_and_depends_on_replica_and_step(problem):
     assert slope > 0.3 * np.linalg.norm(mean)  # of other batches, not augmented
 
 
+def test_the_loss_is_measured_without_dropout(make_config):
+    plain, dropping = (AcousticProblem(make_config(model__dropout=d)) for d in (0.0, 0.5))
+    assert dropping.loss(plain.start()) == plain.loss(plain.start())
+    assert np.any(dropping.gradient(plain.start(), 0, 0) != plain.gradient(plain.start(), 0, 0))
+
+
 def test_simulated_training_lowers_the_loss_and_repeats_bit_for_bit(problem, make_config):
     config = make_config(bootstrap__learning_rate=1e-2)
     scenario = Scenario(

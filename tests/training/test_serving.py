@@ -94,6 +94,12 @@ def test_replay_says_when_what_a_local_optimiser_saw_is_missing(make_config, tmp
         ({'backup_replicas': 2, **SYNC}, 'smaller than num_replicas'),
         ({'lease_s': -1.0}, 'give seconds'),
         ({'ray_replicas': True}, 'transport=ray'),
+        ({'rule_options__elastic': 0.1}, 'rule_options.elastic: of them it takes none'),
+        ({'rule': 'cgad', 'rule_options__momentum': 0.1}, 'takes only alpha, cutoff'),
+        ({'outer_learning_rate': 0.1}, 'outer_learning_rate is not read'),
+        ({'outer_learning_rate': 0.1, 'rule': 'easgd', 'local_steps': 2}, 'is not read'),
+        ({'local_learning_rate': 0.1}, 'local_learning_rate needs'),
+        ({'num_replicas': 5, **SYNC}, 'needs at least one'),
     ],
 )
 def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_path):
@@ -103,12 +109,40 @@ def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_p
     assert not (tmp_path / 'never').exists()
 
 
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'bootstrap__final_learning_rate': 0.0}, 'bootstrap.*above 0'),
+        ({'sequence__learning_rate': -1e-3}, 'sequence.*above 0'),
+        ({'checkpoint__every_updates': 0}, 'at least 1'),
+        ({'checkpoint__keep': 0}, 'at least 1'),
+    ],
+)
+def test_wrong_amounts_say_what_to_do(fields, message, make_config, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(make_config(**fields), tmp_path / 'never', quiet=True)
+
+
+def test_sgd_takes_a_momentum(make_config):
+    plain, heavy = (
+        serving.rule(make_config(exchange__rule='sgd', **options), 'ce')
+        for options in ({}, {'exchange__rule_options__momentum': 0.9})
+    )
+    gradient = {'w': np.ones(1, np.float32)}
+    for rule, steps in ((plain, [1.0, 1.0]), (heavy, [1.0, 1.9])):
+        state, taken = rule.init(gradient), []
+        for _ in steps:
+            update, state = rule.update(gradient, state, gradient)
+            taken.append(float(update['w'][0]))
+        np.testing.assert_allclose(np.divide(taken, taken[0]), steps, rtol=1e-5)
+
+
 def test_every_rule_is_made_in_one_of_its_modes():
     for name, rule in serving.RULES.items():
         config = config_lib.default()
         config.exchange.rule, config.exchange.mode = name, rule.modes[-1]
         config.exchange.local_steps = 1 if rule.pushed in ('gradient', 'either') else 4
-        for option in config.exchange.rule_options:
+        for option in rule.options:
             config.exchange.rule_options[option] = 0.5
         serving.check(config)
         for kind in ('ce', 'sequence'):
