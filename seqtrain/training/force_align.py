@@ -19,7 +19,7 @@ from seqtrain import ops
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.data.buckets import Buckets
-from seqtrain.data.features import FeatureSet
+from seqtrain.data.features import FeatureConfig, FeatureSet
 from seqtrain.data.utterance import DataError, Skipped
 from seqtrain.graphs import (
     Lexicon,
@@ -67,18 +67,10 @@ def run(
       CtmError: a malformed reference; names file and line.
     """
     given = alignment_files.read_ctm(reference) if reference else None
-    with Workdir(path, None) as workdir:
-        config = config_lib.from_json(workdir.config)
-        devices.set_up(1, config.data.cache_dir)
-        files = recognizer.ModelFiles.read(workdir.path / 'model')
-        lexicon = files.lexicon(lexicon_file or workdir.path / 'model' / 'lexicon.txt')
-        topology = start.topology(config, len(lexicon.phones), workdir.path)
-        network, params = assembly.network(config, files.num_inputs, files.num_outputs)
-        params, _ = recognizer.trained(config, workdir.path, params)
-    settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
+    settings, aligner = _loaded(path, lexicon_file)
     features = feature_lib.compute(list(kaldi.read_dir(data)), settings)
-    features = prepare.usable(features, lexicon, topology, config.model.subsampling)
-    aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
+    subsampling = aligner.network.subsampling
+    features = prepare.usable(features, aligner.lexicon, aligner.topology, subsampling)
     started = time.perf_counter()
     pdfs, lost = aligner(features)
     seconds = time.perf_counter() - started
@@ -100,7 +92,7 @@ def run(
         'real_time_factor': seconds / max(audio_s, 1e-9),
     }
     if given is not None:
-        result['agreement'] = _agreement(found, given, lexicon.silence, tolerance_ms)
+        result['agreement'] = _agreement(found, given, aligner.lexicon.silence, tolerance_ms)
     return result
 
 
@@ -199,6 +191,21 @@ class Aligner:
                 intervals.state_intervals(parts, pdfs[name], self.topology, names, times),
             )
         return result, skipped
+
+
+def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig, Aligner]:
+    """How a run's features are computed, and its network."""
+    with Workdir(path, None) as workdir:
+        config = config_lib.from_json(workdir.config)
+        devices.set_up(1, config.data.cache_dir)
+        files = recognizer.ModelFiles.read(workdir.path / 'model')
+        lexicon = files.lexicon(lexicon_file or workdir.path / 'model' / 'lexicon.txt')
+        topology = start.topology(config, len(lexicon.phones), workdir.path)
+        network, params = assembly.network(config, files.num_inputs, files.num_outputs)
+        params, _ = recognizer.trained(config, workdir.path, params)
+    settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
+    aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
+    return settings, aligner
 
 
 def _write(
