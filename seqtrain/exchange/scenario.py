@@ -96,8 +96,10 @@ class Scenario:
         for name in above:
             if not getattr(self, name) > 0:
                 raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
-        if not np.isfinite(self.duration_s) or not self.bandwidth.mean > 0 or self.apply_s < 0:
-            raise ValueError('A simulation has an end, lines a bandwidth, and work takes time.')
+        if not np.isfinite(self.duration_s):
+            raise ValueError('duration_s is infinite; a simulation needs an end.')
+        if not self.bandwidth.mean > 0 or self.apply_s < 0:
+            raise ValueError('The mean bandwidth must be above 0, and apply_s not below.')
         if not self.step_s.mean + self.latency_s.mean + self.apply_s > 0:
             raise ValueError('Steps, messages and shards that all take no time: nothing ever ends.')
         for replica, factor in self.slow:

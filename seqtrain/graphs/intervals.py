@@ -157,7 +157,7 @@ def _spell(phones: list[int], words: Sequence[str], lexicon: Lexicon) -> list[li
         own = next(ways[-1], None)
         if own is None:
             ways.pop()
-            taken = taken[: len(ways) - 1] if ways else []
+            del taken[-1:]
             continue
         place = len(taken) + 1, own[-1] + 1
         if place[0] == len(words):

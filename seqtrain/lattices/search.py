@@ -170,7 +170,7 @@ def search(
       backend: 'auto' (C++ where it is built), 'native' or 'numpy', the reference.
     """
     scores = np.asarray(log_likelihoods, np.float32)
-    if backend == 'native' or (backend == 'auto' and native.library() is not None):
+    if backend == 'native' or (backend == 'auto' and native.load() is not None):
         columns = native.search(
             graph,
             scores,

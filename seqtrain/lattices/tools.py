@@ -148,7 +148,7 @@ def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float 
         state, history = entry
         for arc in range(first[state], first[state + 1]):
             label, weight, after = int(lattice.word[arc]), float(lattice.graph[arc]), history
-            if label:
+            if label and weight > NEG_INF:
                 word = lattice.words[label]
                 weight += change(history, word)
                 after = (*history, word)[max(0, len(history) + 1 - length) :] if length else ()

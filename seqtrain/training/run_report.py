@@ -38,7 +38,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'deletions': final.deletions,
         'substitutions': final.substitutions,
         'wer_interval': [final.low, final.high],
-        'wer_ce': scores['ce', 'word'].wer,
+        'wer_ce': scores['ce', 'word'].wer if ('ce', 'word') in scores else None,  # file deleted
         'frames_per_s': run.monitor.frames_per_s(run.stages[-1].name),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),

@@ -106,7 +106,7 @@ def read_json(file: pathlib.Path) -> Any:
         return json.loads(file.read_text())
     except ValueError as error:
         raise WorkdirError(
-            f'{file} is damaged ({error}). Delete it and run again: it is made anew.'
+            f'{file} is damaged ({error}). Delete it and run again: what can be is made anew.'
         ) from None
 
 

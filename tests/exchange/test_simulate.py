@@ -124,7 +124,7 @@ def test_impossible_scenarios_are_refused():
     for change, message in (
         ({'duration_s': 0.0}, 'duration_s is 0.0'),
         ({'replica_mtbf_s': 0.0}, 'replica_mtbf_s is 0.0'),
-        ({'duration_s': float('inf')}, 'an end'),
+        ({'duration_s': float('inf')}, 'needs an end'),
         ({'bandwidth': Dist('constant', 0.0)}, 'bandwidth'),
         ({'step_s': Dist(mean=0.0), 'latency_s': Dist(mean=0.0), 'apply_s': 0.0}, 'no time'),
         ({'slow': ((-1, 2.0),)}, 'slow=-1'),

@@ -10,7 +10,7 @@ from seqtrain.lattices import LatticeError, native
 from seqtrain.lattices.search import SearchGraph, compiled, search
 
 WIDE = {'beam': 1e4, 'lattice_beam': 1e4}
-BACKENDS = ('numpy',) if native.library() is None else ('numpy', 'native')
+BACKENDS = ('numpy',) if native.load() is None else ('numpy', 'native')
 
 
 def key(paths):
@@ -140,7 +140,7 @@ def test_a_path_through_rising_back_off_is_not_cut(backend, tmp_path):
     assert lost <= 2
 
 
-@pytest.mark.skipif(native.library() is None, reason='the C++ search is not built')
+@pytest.mark.skipif(native.load() is None, reason='the C++ search is not built')
 @pytest.mark.parametrize(
     ('beam', 'lattice_beam', 'max_active'),
     [(1e3, 5.0, 10**6), (8.0, 4.0, 10**6), (5.0, 8.0, 10**6), (20.0, 6.0, 7)],

@@ -189,6 +189,8 @@ def test_what_is_damaged_in_a_workdir_is_named(make_config, tmp_path):
         with pytest.raises(WorkdirError, match=rf'{name} is damaged.*Delete it'):
             experiment.run(config, tmp_path, quiet=True)
         file.write_text(whole)
+    (tmp_path / 'decode' / 'ce-word' / 'score.json').unlink()  # of a network that is gone
+    assert experiment.run(config, tmp_path, quiet=True)['wer_ce'] is None
     rows = (tmp_path / monitor.UPDATES).read_text().splitlines(keepends=True)
     (tmp_path / monitor.UPDATES).write_text(''.join(rows[:-2]))
     with pytest.raises(WorkdirError, match=r'has lost update 1[34].*checkpoints'):

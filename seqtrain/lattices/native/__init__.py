@@ -50,7 +50,7 @@ class _Options(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """The library, or None (said once, in the log) where it was not built or does not load."""
     found = [p for s in importlib.machinery.EXTENSION_SUFFIXES for p in _HERE.glob(f'_search*{s}')]
     try:
@@ -83,7 +83,7 @@ def search(
     Raises:
       MemoryError: of the C++ side.
     """
-    loaded = library()
+    loaded = load()
     assert loaded is not None
     view = _view(graph)
     options = _Options(acoustic_scale, beam, lattice_beam, max_active)

@@ -116,8 +116,8 @@ class Search {
         }
   }
 
-  // Moves the states within the beam, and those through which the best path to one of them leads, from
-  // `levels` to the frame; empties `levels`.
+  // Moves the states within the beam, and those through which the best path to one of them leads,
+  // from `levels` to the frame; empties `levels`.
   void Prune(std::vector<float>* alpha, std::vector<std::vector<int32_t>>* levels, Frame* frame) {
     values_.clear();
     for (auto& states : *levels)
