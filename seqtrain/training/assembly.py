@@ -27,7 +27,7 @@ _DATA = '../shared/data'
 
 
 def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
-    """The records of `train` or `test`.
+    """The records of `train`, `dev` or `test`.
 
     Raises:
       DataError: the corpus or the folder is not there; the message says what to do.

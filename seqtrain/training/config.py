@@ -63,10 +63,12 @@ def _data() -> ml_collections.ConfigDict:
     part.corpus = 'kaldi'  # yesno, fsdd, synth_digits, or kaldi: folders named below
     part.source = ''  # local archive or folder of a named corpus; '' downloads or makes it
     part.train = 'train'  # split of a named corpus, or a Kaldi data directory
+    part.dev = ''  # the same; looked at while the sequence criterion trains, see sequence.patience
     part.test = 'test'
     part.lexicon = ''  # '' takes the corpus's own
     part.cache_dir = ''  # '' is ~/.cache/seqtrain
     part.max_train = 0  # use only the first so many utterances; 0 is all
+    part.max_dev = 0
     part.max_test = 0
     part.split_by = 'utterance'  # or speaker: a replica sees only its own speakers
     part.batch_size = 8
@@ -200,6 +202,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part.updates = 150
     part.learning_rate = 1e-3
     part.final_learning_rate = 1e-4  # exponential decay
+    part.patience = 0  # checkpoints in a row without fewer errors on data.dev that end it; 0: none
     part.leaky = 0.0
     part.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
     part.output_l2 = 1e-4

@@ -58,6 +58,7 @@ class Evaluator:
     """Scores networks on one test set.
 
     Attributes:
+      recognizers: by unit, 'word' first.
       scores: what was scored so far (in earlier parts of a resumed run, too).
       skipped: test utterances that could not be used; their words count as deleted.
     """
@@ -71,7 +72,7 @@ class Evaluator:
         ce_acoustic_scale: float,
     ):
         self._features, self._references = features, references
-        self._recognizers, self._workdir = recognizers, workdir
+        self.recognizers, self._workdir = recognizers, workdir
         self._ce_acoustic_scale = ce_acoustic_scale
         self.skipped: tuple[Skipped, ...] = features.skipped
         self.scores: list[Score] = [
@@ -83,19 +84,7 @@ class Evaluator:
         cls, config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
     ) -> Evaluator:
         """Loads the test set, builds the decoding graphs and writes `workdir/model`."""
-        records = assembly.load_split(config.data, 'test')
-        settings = dataclasses.replace(
-            assembly.feature_config(config), sample_rate=data.features.sample_rate
-        )
-        cache = str(devices.cache_root(config.data.cache_dir) / 'features')
-        features = feature_lib.compute(records, settings, cache)
-        texts = {r.id: r.text for r in records if r.text}
-        if not features.ids:
-            first = features.skipped[0].reason if features.skipped else 'there are no recordings'
-            raise DataError(
-                f'Nothing can be tested on: no utterance of {config.data.test!r} can be used. '
-                f'The first was skipped: {first}'
-            )
+        features, texts = test_set(config, data, 'test')
         return cls(
             features,
             _references(texts, data.lexicon, config.decode.phone_error_rate),
@@ -124,7 +113,7 @@ class Evaluator:
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
         started = time.perf_counter()
         scale = self._ce_acoustic_scale if model == 'ce' else None
-        hypotheses = self._recognizers[unit](params, self._features, acoustic_scale=scale)
+        hypotheses = self.recognizers[unit](params, self._features, acoustic_scale=scale)
         seconds = time.perf_counter() - started
         texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
         write_text(self._workdir.path / 'decode' / f'{model}-{unit}' / 'text', texts)
@@ -135,6 +124,29 @@ class Evaluator:
         return Score(
             model, unit, result.wer, low, high, **counts, not_decoded=failed, seconds=seconds
         )
+
+
+def test_set(
+    config: ml_collections.ConfigDict, data: TrainingData, split: str
+) -> tuple[FeatureSet, dict[str, str]]:
+    """Features and transcripts (by utterance id) of `test` or `dev`.
+
+    Raises:
+      DataError: it is not there, or nothing of it can be used.
+    """
+    records = assembly.load_split(config.data, split)
+    settings = dataclasses.replace(
+        assembly.feature_config(config), sample_rate=data.features.sample_rate
+    )
+    cache = str(devices.cache_root(config.data.cache_dir) / 'features')
+    features = feature_lib.compute(records, settings, cache)
+    if not features.ids:
+        first = features.skipped[0].reason if features.skipped else 'there are no recordings'
+        raise DataError(
+            f'Nothing can be tested on: no utterance of {getattr(config.data, split)!r} can be '
+            f'used. The first was skipped: {first}'
+        )
+    return features, {r.id: r.text for r in records if r.text}
 
 
 def _checksum(params: Any) -> int:

@@ -23,10 +23,12 @@ from seqtrain.training import (
     align,
     assembly,
     bootstrap,
+    development,
     devices,
     evaluate,
     lattice_report,
     lattice_stage,
+    recognizer,
     run_report,
     serving,
     start,
@@ -34,7 +36,7 @@ from seqtrain.training import (
 )
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
-from seqtrain.training.fleet import Fleet, ReplicaLike, run_stage
+from seqtrain.training.fleet import Connect, Fleet, ReplicaLike, run_stage
 from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.leasing import LeaseDesk, lease_book, parts
 from seqtrain.training.monitor import Monitor
@@ -59,6 +61,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
     """
     serving.check(config)
     lattice_stage.check(config)
+    development.check(config)
     serving.start_transport(config)
     devices.set_up(devices.count(config.exchange), config.data.cache_dir)
     return _run(config, pathlib.Path(path), quiet)
@@ -132,10 +135,16 @@ class Experiment:
         self._completed = position.completed if position else 0
         total = sum(stage.updates for stage in self.stages)
         done = position.updates if position else 0
+        self.development = development.Development.make(
+            self.config, self.data, self.evaluator, self.workdir, done
+        )
+        if self.development is not None:
+            resources.callback(self.development.close)
         self.monitor = Monitor(self.workdir.path, total, resume_at=done, quiet=quiet)
         resources.callback(self.monitor.close)
         exchange = self.config.exchange
         self.fleet = Fleet(exchange.num_replicas, exchange.max_restarts, self.monitor.first_life)
+        self._params = begun.params
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
         # Of replicas that are processes these stay the first ones: see `Position.labels`.
@@ -229,26 +238,43 @@ class Experiment:
             device = self.devices[number]
             return connected(self.server, number, life, device, work, self.gate, options)
 
+        self._drive(stage, desk, connect)
+
+    def _drive(self, stage: Stage, desk: LeaseDesk, connect: Connect) -> None:
+        """Trains a stage, saves checkpoints, and ends with the best one where there are looks."""
+        looks = self.development if stage.kind == 'sequence' else None
         done_before = self._completed
 
-        def checkpoint() -> None:
+        def save() -> Position:
             done, leases = desk.state()
             self._completed = done_before + done
-            self._save(leases)
+            return self._save(leases, self._completed >= stage.updates and looks is None)
+
+        def look(position: Position) -> bool:
+            if looks is None:
+                return False
+            looks.look(position, recognizer.params_of(position, self._params))
+            return looks.over
 
         try:
-            run_stage(
-                self.server,
-                self.fleet,
-                connect,
-                stage.name,
-                desk,
-                self.monitor,
-                every_updates=self.config.checkpoint.every_updates,
-                checkpoint=checkpoint,
-            )
+            if looks is None or not looks.over:
+                run_stage(
+                    self.server,
+                    self.fleet,
+                    connect,
+                    stage.name,
+                    desk,
+                    self.monitor,
+                    every_updates=self.config.checkpoint.every_updates,
+                    checkpoint=lambda: look(save()),
+                )
         finally:
-            checkpoint()
+            last = save()
+        if looks is not None:
+            if not looks.over:
+                look(last)
+            self._go_back(looks.kept())
+            self._save(last.leases, True)
 
     def _lattices(self, stage: Stage) -> LatticeWork | None:
         """What the replicas need to make lattices, where the stage is on lattices."""
@@ -267,22 +293,20 @@ class Experiment:
         drawn = lattice_report.picture(work, params)
         return [drawn] if drawn else []
 
-    def _save(self, leases: dict[str, Any]) -> None:
-        stage, completed = self._stage, self._completed
-        if completed >= self.stages[stage].updates:
-            stage, completed = stage + 1, 0
-        self.checkpoints.save(
-            Position(
-                stage,
-                completed,
-                len(self.monitor.updates),
-                self.server.snapshot(),
-                leases,
-                np.concatenate(self.labels),
-                self.log_prior,
-                self.data.checksum,
-            )
+    def _save(self, leases: dict[str, Any], ended: bool) -> Position:
+        """A checkpoint in the present stage, or at its end."""
+        position = Position(
+            self._stage + 1 if ended else self._stage,
+            0 if ended else self._completed,
+            len(self.monitor.updates),
+            self.server.snapshot(),
+            leases,
+            np.concatenate(self.labels),
+            self.log_prior,
+            self.data.checksum,
         )
+        self.checkpoints.save(position)
+        return position
 
     # -- state ------------------------------------------------------------------------------
 
@@ -296,6 +320,13 @@ class Experiment:
         if position is None:
             self.log_prior = self._priors()
             return
+        self._go_back(position)
+        self.book.restore(position.leases)
+        self.log_prior = position.log_prior
+        logger.info('Continuing from update %d.', position.updates)
+
+    def _go_back(self, position: Position) -> None:
+        """Gives the server the parameters of a checkpoint."""
         # What came after the checkpoint is in the log; if the run broke off twice since then, two
         # pasts must not have one name.
         newest = eventlog.newest_generations(self.monitor.events)
@@ -303,9 +334,6 @@ class Experiment:
             meta = snapshot['meta']
             meta['generation'] = max(int(meta['generation']), newest.get(shard, 0))
         self.server.restore(position.shards)
-        self.book.restore(position.leases)
-        self.log_prior = position.log_prior
-        logger.info('Continuing from update %d.', position.updates)
 
     def _labels_of(self, position: Position) -> list[np.ndarray]:
         """The alignments of a checkpoint, which belong to the utterances that it was made with."""

@@ -102,9 +102,9 @@ def run_stage(
     monitor: Monitor,
     *,
     every_updates: int,
-    checkpoint: Callable[[], None],
+    checkpoint: Callable[[], bool],
 ) -> None:
-    """Trains one stage; returns when its budget is spent.
+    """Trains one stage; returns when its budget is spent, or `checkpoint` says that it is over.
 
     Args:
       server: the parameters.
@@ -114,7 +114,8 @@ def run_stage(
       desk: hands out leases.
       monitor: takes what is to be logged.
       every_updates: the distance of checkpoints.
-      checkpoint: saves one; called here, in the main thread, while replicas go on.
+      checkpoint: saves one, and whether the stage is over; called here, in the main thread, while
+        replicas go on.
 
     Raises:
       the first error of a replica: when none is left, when more of them in a row failed than there
@@ -129,7 +130,8 @@ def run_stage(
             while not pressed and run.go_on():
                 monitor.wait_for(lambda: bool(pressed) or run.has_news() or desk.completed >= due)
                 if desk.completed >= due:
-                    checkpoint()
+                    if checkpoint():
+                        desk.stop()
                     due = desk.completed + every_updates
         finally:
             run.stop()

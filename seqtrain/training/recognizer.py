@@ -88,9 +88,13 @@ def trained(
         checkpoints.close()
     if position is None:
         raise WorkdirError(f'{folder} has no checkpoint yet: let launch/train.py run.')
-    partition = Partition.make(params, config.exchange.num_shards)
+    return params_of(position, params), position
+
+
+def params_of(position: Position, params: Any) -> Any:
+    """The parameters of a checkpoint; `params` are any of its network, for their shapes."""
     values = [shard['arrays']['values'] for shard in position.shards]
-    return partition.join(values), position
+    return Partition.make(params, len(values)).join(values)
 
 
 def word_graph(

@@ -56,6 +56,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'backend': jax.default_backend(),
     }
     result |= lattice_report.summary(run.monitor.updates, run.stages[-1].name)
+    result |= run.development.summary() if run.development else {}
     for (model, unit), score in scores.items():
         if unit == 'phone':
             result['per' if model == criterion else f'per_{model}'] = score.wer
@@ -77,7 +78,7 @@ def write(
     record = report.RunRecord(
         title=f'{run.config.name}: {_MODES[run.config.exchange.mode]} sequence training',
         config=yaml.safe_dump(run.workdir.config, sort_keys=True),
-        scalars=_curves(updates),
+        scalars=_curves(updates) | _looks(run),
         wer=[
             report.Wer(
                 f'{_model(run, s.model)}, test',
@@ -131,6 +132,12 @@ def _curves(updates: Sequence[Update]) -> dict[str, list[tuple[float, float]]]:
                     (update.number, update.metrics[name])
                 )
     return dict(curves)
+
+
+def _looks(run: Experiment) -> dict[str, list[tuple[float, float]]]:
+    looks = run.development.looks if run.development else []
+    curve = [(float(look.updates), look.wer) for look in looks]
+    return {f'{run.config.sequence.criterion}/development WER': curve} if curve else {}
 
 
 def _ages(applied: Sequence[Event], which: str) -> dict[int, list[int]]:

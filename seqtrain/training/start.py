@@ -108,7 +108,7 @@ def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.Config
         mono.model.kind, mono.model.offsets = 'tdnn', config.bootstrap.mono_offsets
         mono.bootstrap.mono_offsets = ()
     mono.bootstrap.final_learning_rate = config.bootstrap.learning_rate  # it is not the end
-    mono.sequence.updates = 0
+    mono.data.dev, mono.sequence.patience, mono.sequence.updates = '', 0, 0
     return mono
 
 

@@ -5,6 +5,7 @@ machine.json     threads, jax, ...: what decides about last bits (`training.devi
 lock             held (flock) by the running process, freed by the kernel at any death
 checkpoints/     Orbax steps          model/       decoding graphs, shapes, sample rate
 tensorboard/     scalars              decode/      hypotheses as Kaldi `text`, scores
+development/     word errors of checkpoints on config.data.dev, and the best of these checkpoints
 updates.jsonl, pushes.jsonl, events.jsonl, failures.jsonl   see `training.monitor`
 report.html      and figures/         result.json  the last line of JSON
 shards/          checkpoints of shards that are Ray actors
