@@ -17,6 +17,9 @@ from seqtrain.ops.graph import Graph
 MAX_RANGE = 80.0
 """Single-precision factors exp(x) with |x| beyond this are not trusted: log domain instead."""
 
+MAX_GAIN = 16.0
+"""The same for the log-weight of an arc above 0; see `scaled.FLOOR`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -103,4 +106,5 @@ def wide(graph: Graph):
         x = jnp.asarray(x)
         return (jnp.isfinite(x) & (jnp.abs(x) > MAX_RANGE)).any(-1)
 
-    return beyond(graph.weight) | beyond(graph.initial) | beyond(graph.final)
+    gains = (jnp.asarray(graph.weight) > MAX_GAIN).any(-1)
+    return gains | beyond(graph.weight) | beyond(graph.initial) | beyond(graph.final)

@@ -60,6 +60,7 @@ def run(graph: Fsa | None = None) -> Iterator[Result]:
         'leaky HMM: (T + 1) log(1 + leaky)': (_leaky, 1e-5),
         'random graphs: listed paths, value and occupancies': (_listed, 1e-5),
         'underflow: two paths that cross at e^-2000': (_underflow, 1e-5),
+        'underflow: a path that both directions lose': (_twice_lost, 1e-5),
         'bad utterances: -inf, NaN, and the others untouched': (_bad_ones, 1e-6),
         'expected accuracy: closed form': (_expectation, 1e-5),
         'best path: listed paths': (_best_path, 1e-5),
@@ -199,6 +200,14 @@ def _underflow(backend: str) -> float:
     scores[:, :, :2] = np.concatenate([half, half[:, ::-1]])
     log_z, gamma = _occupancies(scores, [FRAMES] * BATCH, [both] * BATCH, backend)
     return max(_gap(log_z, np.log(2) - 2000), _gap(gamma[:, :, :2], 0.5))
+
+
+def _twice_lost(backend: str) -> float:
+    both = _fsa([0, 1], [0, 1], [0, 1], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    scores = np.zeros((BATCH, FRAMES, PDFS), np.float32)
+    scores[:, :, 0] = 60.0 * np.repeat([-1, 1, -1], [FRAMES // 4, FRAMES // 2, FRAMES // 4])
+    log_z, gamma = _occupancies(scores, [FRAMES] * BATCH, [both] * BATCH, backend)
+    return max(_gap(log_z, np.log(2)), _gap(gamma[:, :, :2], 0.5))
 
 
 def _bad_ones(backend: str) -> float:

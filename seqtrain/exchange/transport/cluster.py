@@ -81,9 +81,15 @@ def start(
             warnings.filterwarnings('ignore', r'os\.fork\(\) was called', RuntimeWarning)
             ray.init(log_to_driver=False, **options)
     except (*_REFUSALS, ray.exceptions.RayError) as error:
+        reason = f'Ray says: {_last_line(error.__cause__ or error)}'
+        if address is None:
+            raise ExchangeError(
+                'Ray did not start on this machine, which may be busy, or out of memory or disk: '
+                f'try again. {reason}'
+            ) from error
         raise ExchangeError(
-            f'Ray at {address or "this machine"} did not let us in, most likely for another '
-            f'token, or none: {_TOKENS}. Ray says: {_last_line(error.__cause__ or error)}'
+            f'Ray at {address} did not let us in, most likely for another token, or none: '
+            f'{_TOKENS}. {reason}'
         ) from error
 
 

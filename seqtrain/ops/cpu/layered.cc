@@ -10,6 +10,8 @@ namespace seqtrain {
 namespace {
 
 constexpr float kMaxWeight = 600.0f;  // exp() of a log-weight stays a double
+// As kFloor and Agree in plan.h, and what sums before scaling must reach for that.
+constexpr double kFloorDouble = 1e-290, kLeast = 1e-10, kToleranceDouble = 1e-7;
 
 struct Arc {
   int32_t src, dst, pdf;
@@ -137,10 +139,10 @@ class Pass {
       sum += mass;
       if (gain) front_[arc.dst] += mass * (front_[arc.src] + gain[arc.pdf]);
     }
-    if (!(sum > 0) || !std::isfinite(sum)) return false;
+    if (!(sum > kLeast) || !std::isfinite(sum)) return false;
     for (int32_t s = low; s <= high; ++s) {
       if (gain && alpha_[s] > 0) front_[s] /= alpha_[s];
-      alpha_[s] /= sum;
+      alpha_[s] = alpha_[s] / sum + kFloorDouble;
     }
     log_alpha_[t + 1] = log_alpha_[t] + std::log(sum) + top;
     last_low_ = low;
@@ -168,7 +170,7 @@ class Pass {
       moment += mass * (front_[arc.src] + onwards);
     }
     const double seen = std::log(total) + log_alpha_[t] + *log_beta + top_[t];
-    if (!(total > 0) || !(std::fabs(seen - log_z_) <= kTolerance)) return false;
+    if (!(total > 0) || !(std::fabs(seen - log_z_) <= kToleranceDouble)) return false;
     float* gamma = gamma_ + t * batch_.num_pdfs;
     for (int32_t a = begin; a < end; ++a) {
       const Arc& arc = layers_.arcs[a];

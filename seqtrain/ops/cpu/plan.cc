@@ -28,7 +28,7 @@ Ints KeptArcs(Plan* plan, Ints* column, int64_t num_pdfs) {
       plan->outside = true;
       continue;
     }
-    plan->wide |= Beyond(g.weight[a]);
+    plan->wide |= Beyond(g.weight[a]) || g.weight[a] > kMaxGain;
     (*column)[g.pdf[a]] = 0;
     kept.push_back(static_cast<int32_t>(a));
   }

@@ -10,8 +10,22 @@ namespace seqtrain {
 
 // |x| beyond which exp(x) is not trusted in single precision; the same in ops/layout.py.
 constexpr float kMaxRange = 80.0f;
+// Forward sums are scaled to about 2^kLift and each raised by kFloor, which is more than single precision
+// can lose of it: so the forward total is never too small, the backward total never too large, and
+// they agree only where nothing that matters was lost. See ops/scaled.py.
+constexpr int kLift = 50;
+constexpr float kFloor = 0x1p-100f;
+// Log-weights of arcs beyond this would make more of a loss than kFloor.
+constexpr float kMaxGain = 16.0f;
 // How far forward and backward totals of a frame may differ (relative); see ops/scaled.py.
-constexpr double kTolerance = 2e-4;
+inline bool Agree(double ratio, int frames) {
+  const double tolerance = 1e-5 + 1e-8 * frames;
+  return ratio > 1 - tolerance && ratio < 1 + tolerance;
+}
+// log(total · 2^power), total about 2^kLift.
+inline double LogOf(double total, int power) {
+  return __builtin_log(total * 0x1p-50) + (power + kLift) * 0.6931471805599453;
+}
 // A sum from here on has an inverse below the normal numbers, which the kernels take for 0.
 constexpr float kInvertible = 0x1p126f;
 

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from seqtrain.ops.gpu.rows import Rows, Tile, padded, power_of_two_from
-from seqtrain.ops.scaled import exponent, power_of_two
+from seqtrain.ops.scaled import FLOOR, LIFT, exponent, power_of_two
 
 # Partial sums are read in pieces of this many blocks.
 _PIECE = 64
@@ -77,9 +77,10 @@ def step(
     """One frame of α or β, for all states and utterances, in one launch.
 
     Forwards, index i reads slot i, writes slot i + 1 and is frame first + i:
-    α_{t+1}(d) = Σ_{arcs s→d} α̂_t(s) w e_t(pdf), where α̂ is α after the leak and divided by a
-    power of two near its sum; the first moment likewise, less the mean accuracy so far. Backwards
-    the slots run down. Utterances that have ended (or not begun, backwards) keep their values.
+    α_{t+1}(d) = Σ_{arcs s→d} α̂_t(s) w e_t(pdf) + `scaled.FLOOR`, where α̂ is α after the leak and
+    scaled by a power of two; the first moment likewise, less the mean accuracy so far. Backwards
+    there is no floor, and the slots run down. Utterances that have ended (or not begun, backwards)
+    keep their values.
     """
     slots, graphs, _, states, lanes = march.values.shape
     grid = (states // tile.rows, lanes // tile.lanes, graphs)
@@ -105,6 +106,7 @@ def step(
         active = (frame < frames.lengths[here.graph, here.lanes])[None, :]
         block = pl.program_id(0)
         for m, value in enumerate(new):
+            value = value if way.reverse or m else value + np.float32(FLOOR)
             where = (here.graph, m, row[:, None], here.lanes[None, :])
             value = jnp.where(active, value, march.values[(read, *where)])
             march.values[(write, *where)] = value
@@ -233,12 +235,12 @@ def _totals_of(partial, slot, here: _Here, way: Way) -> list:
 
 
 class _Entering:
-    """State vectors as they enter a frame: after the leak, scaled to a sum near 1, centred."""
+    """State vectors as they enter a frame: after the leak, scaled, centred."""
 
     def __init__(self, values, slot, totals, initial, here: _Here, way: Way):
         self._values, self._slot, self._initial = values, slot, initial
         self._here, self._way = here, way
-        self._scale = power_of_two(-exponent(totals[0]))
+        self._scale = power_of_two(-scaled_by(totals[0], way))
         self._leak = [way.leaky * total for total in totals[way.channels - way.moments :]]
         if way.moments == 2:
             self._centre = totals[1] / jnp.where(totals[0] > 0, totals[0], 1.0)
@@ -260,6 +262,11 @@ class _Entering:
         if self._way.reverse:
             return value + leak
         return value + leak * self._initial[here.graph, state][:, :, None]
+
+
+def scaled_by(total, way: Way):
+    """k, i32: a state vector of this sum is divided by 2^k."""
+    return exponent(total) - (0 if way.reverse else LIFT)
 
 
 def _through(carried, at, weight, rows: Rows, frames: Frames, frame, here: _Here) -> list:

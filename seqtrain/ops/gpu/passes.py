@@ -132,17 +132,18 @@ def _both_ways(scores, accuracy, lengths, graph: Graph, leaky: float, interpret:
     raw, totals_behind = _backward(ahead, arcs, frames, final, plan)
 
     live = jnp.arange(plan.padded_frames)[:, None, None] < frames.lengths
-    totals = (ahead.totals[:-1], totals_behind)
-    up, down = (jnp.where(live, scaled.exponent(x[:, :, 0]), 0) for x in totals)
+    totals = (ahead.totals[:-1], plan.way), (totals_behind, plan.way._replace(reverse=True))
+    up, down = (jnp.where(live, kernels.scaled_by(x[:, :, 0], way), 0) for x, way in totals)
     power = up.sum(0, dtype=jnp.int32)
     shift = jnp.cumsum(up, 0, jnp.int32) + jnp.cumsum(down[::-1], 0, jnp.int32)[::-1] - power
     total = raw[:, :, 0].sum(2)
-    agrees = jnp.abs(total * scaled.power_of_two(shift) / end[:, 0] - 1) <= scaled.TOLERANCE
+    agrees = jnp.abs(total * scaled.power_of_two(shift) / end[:, 0] - 1) <= scaled.tolerance(
+        frames.lengths
+    )
     sound = (end[:, 0] > 0) & (agrees | ~live).all(0)
     occupancies = raw * _inverse(jnp.where(live, total, 0.0))[:, :, None, None, :]
 
-    log_z = jnp.log(jnp.where(end[:, 0] > 0, end[:, 0], 1.0)) + power * math.log(2)
-    log_z = _utterances(log_z, plan) + log_emit
+    log_z = _utterances(scaled.log_of(end[:, 0], power), plan) + log_emit
     value = end[:, -1] * _inverse(end[:, 0]) + _centres(ahead, live, plan)
     sound = _utterances(sound, plan) & in_range & jnp.isfinite(log_z) & ~layout.wide(graph)
     return _Sums(log_z, _utterances(value, plan), _occupancies(occupancies, plan), sound)
