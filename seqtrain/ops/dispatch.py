@@ -5,6 +5,9 @@ on CUDA GPUs that can run them, and the portable program everywhere else and in 
 those must run where seqtrain is not installed, on GPUs of any age, and JAX promises no
 compatibility for Triton calls. SEQTRAIN_BACKEND=xla in the environment makes 'auto' portable
 everywhere. The batching rule folds a vmapped axis into the batch.
+
+Devices share a batch by `jax.shard_map`. If the batch is only sharded under `jax.jit`, the C++ core
+computes all of it on every device: XLA cannot see that its utterances are independent.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seqtrain.ops import cpu, gpu
 from seqtrain.ops.graph import Graph
@@ -98,10 +102,11 @@ class Kernel:
         value, *rest = self._primitive.bind(*operands, tree=tree, leaky=leaky, backend=backend)
         return jnp.where(legal, value, jnp.nan), *rest
 
-    def _abstract(self, scores, *_, **__):
-        shapes = self._results(scores.shape)
+    def _abstract(self, *operands, **_):
+        shapes = self._results(operands[0].shape)
         dtypes = self._dtypes or [jnp.float32] * len(shapes)
-        return [jax.core.ShapedArray(*each) for each in zip(shapes, dtypes, strict=True)]
+        blank = [jax.core.ShapedArray(*each) for each in zip(shapes, dtypes, strict=True)]
+        return _varying(blank, operands)
 
     def _lower(self, ctx, *operands, tree, leaky, backend):
         module = ctx.module_context
@@ -112,6 +117,8 @@ class Kernel:
             arrays, leaves = flat[: len(flat) - tree.num_leaves], flat[-tree.num_leaves :]
             return chosen(*arrays, jax.tree.unflatten(tree, leaves), leaky)
 
+        # Every device computes for itself: what lies inside need not know what varies over them.
+        ctx = ctx.replace(avals_in=[jax.core.ShapedArray(x.shape, x.dtype) for x in ctx.avals_in])
         return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
 
     def _chosen(self, backend: str, platforms: tuple[str, ...], exporting: bool) -> Callable:
@@ -140,6 +147,25 @@ class Kernel:
         fold = [x.reshape(-1, *x.shape[2:]) for x in arrays]
         out = self(*fold, graph=graph, leaky=leaky, backend=backend)
         return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
+
+
+def _varying(results, operands):
+    """Results that, inside `jax.shard_map`, vary over the mesh axes over which any operand does.
+
+    Older JAX has another name for this, and needs `check_vma=False`.
+    """
+    kinds = [getattr(x, 'manual_axis_type', None) for x in operands]
+    axes = frozenset().union(*(kind.varying for kind in kinds if kind))
+    if not axes:
+        return results
+    mesh = operands[0].sharding.mesh
+    return [
+        x.update(
+            sharding=NamedSharding(mesh, PartitionSpec(*[None] * x.ndim)),
+            manual_axis_type=jax.sharding.ManualAxisType(varying=axes),
+        )
+        for x in results
+    ]
 
 
 def _leading(x, axis, size: int):

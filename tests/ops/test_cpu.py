@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
@@ -257,6 +258,29 @@ def test_four_devices_from_four_threads_at_once():
     for log_z, gamma in runs:
         np.testing.assert_allclose(log_z, want_z, rtol=1e-5)
         np.testing.assert_allclose(gamma, want, atol=1e-5)
+
+
+def test_devices_that_share_a_batch_by_shard_map_compute_each_utterance_once():
+    devices = jax.devices('cpu')[:2]
+    if len(devices) < 2:
+        pytest.skip('needs two host devices')
+    graph = ops.pack(graph_of(oracles.hmm_fsa))
+    scores, lengths = ragged(6, 9)
+    scores = scores.at[:, 0, 1].set(-200.0)  # the log domain counts what it redoes
+    mesh, part = Mesh(np.array(devices), ('d',)), PartitionSpec('d')
+    before = cpu.redone()
+    shared = jax.shard_map(
+        lambda s, n: ops.occupancies(s, n, graph, backend='cpu'),
+        mesh=mesh,
+        in_specs=part,
+        out_specs=part,
+    )
+    log_z, gamma = jax.block_until_ready(jax.jit(shared)(scores, lengths))
+    assert cpu.redone() == before + 6
+    assert gamma.sharding.spec == part
+    want_z, want = ops.occupancies(scores, lengths, graph, backend='cpu')
+    np.testing.assert_allclose(log_z, want_z, rtol=1e-6)
+    np.testing.assert_allclose(gamma, want, atol=1e-6)
 
 
 def test_results_do_not_depend_on_the_neighbours_in_the_lanes():

@@ -9,8 +9,9 @@ import numpy as np
 import oracles
 import pytest
 from backends import BACKENDS
+from jax.sharding import Mesh, PartitionSpec
 
-from seqtrain import ops
+from seqtrain import losses, ops
 from seqtrain.ops import cpu, dispatch
 
 
@@ -96,6 +97,71 @@ def test_vmap_over_graphs_and_scores():
         np.testing.assert_allclose(
             mapped[i], ops.log_partition(scores[i], lengths, graph), rtol=1e-6
         )
+
+
+def everything(backend: str):
+    """f(scores, lengths, graphs, graph) -> a result of every kernel, one row an utterance."""
+
+    def kernels(scores, lengths, graphs, graph):
+        def total(scores):
+            log_z = ops.log_partition(scores, lengths, graph, leaky=0.1, backend=backend)
+            value, _ = ops.expected_accuracy(scores, lengths, graphs, scores, backend=backend)
+            mmi = losses.lf_mmi(scores, lengths, graphs, graph, backend=backend).value
+            return (log_z + value + mmi).sum(), (log_z, value, mmi)
+
+        gradient, values = jax.grad(total, has_aux=True)(scores)
+        return gradient, *values, *ops.viterbi(scores, lengths, graph, backend=backend)
+
+    return kernels
+
+
+def sharded_everything():
+    """`everything`'s arguments, how two devices share them, and the mesh."""
+    rng = np.random.default_rng(2)
+    fsas = [oracles.hmm_fsa(rng, 4, 8, 3) for _ in range(4)]
+    scores = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    scores[0, 1, 0] = -200  # redone in the log domain by one device only
+    args = jnp.asarray(scores), jnp.array([5, 3, 4, 2]), ops.pack_batch(fsas), ops.pack(fsas[0])
+    batch, whole = PartitionSpec('d'), PartitionSpec()
+    return args, (batch, batch, batch, whole), Mesh(two_devices(), ('d',))
+
+
+def two_devices():
+    devices = jax.devices()[:2]
+    if len(devices) < 2:
+        pytest.skip('needs two devices')
+    return np.array(devices)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_devices_that_share_a_batch_by_shard_map_compute_the_same(backend):
+    args, specs, mesh = sharded_everything()
+    kernels = everything(backend)
+    shared = jax.shard_map(kernels, mesh=mesh, in_specs=specs, out_specs=PartitionSpec('d'))
+    want = jax.jit(kernels)(*args)
+    for a, b in zip(jax.jit(shared)(*args), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gpu_kernels_lower_inside_shard_map():
+    args, specs, mesh = sharded_everything()
+    shared = jax.shard_map(
+        everything('gpu'), mesh=mesh, in_specs=specs, out_specs=PartitionSpec('d')
+    )
+    assert 'manual_computation' in jax.jit(shared).lower(*args).as_text()
+
+
+@pytest.mark.parametrize('which', range(6))
+def test_shard_map_knows_that_results_differ_between_devices(which):
+    args, specs, mesh = sharded_everything()
+    shared = jax.shard_map(
+        lambda *args: everything('auto')(*args)[which],
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(),
+    )
+    with pytest.raises(ValueError, match='replicated'):
+        jax.eval_shape(shared, *args)
 
 
 def test_importing_ops_needs_no_device():

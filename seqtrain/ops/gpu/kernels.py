@@ -121,7 +121,7 @@ def step(
     out = pl.pallas_call(
         kernel,
         grid=grid,
-        out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in march),
+        out_shape=tuple(_like(x.shape, x.dtype) for x in march),
         in_specs=jax.tree.map(lambda _: _WHOLE, inputs),
         out_specs=(_WHOLE,) * 3,
         input_output_aliases={leaves - 3 + i: i for i in range(3)},
@@ -181,7 +181,7 @@ def occupy(
     return pl.pallas_call(
         kernel,
         grid=(pdfs // tile.rows, lanes // tile.lanes, count * graphs),
-        out_shape=jax.ShapeDtypeStruct((count, graphs, way.moments, pdfs, lanes), jnp.float32),
+        out_shape=_like((count, graphs, way.moments, pdfs, lanes), jnp.float32),
         in_specs=jax.tree.map(lambda _: _WHOLE, inputs),
         out_specs=_WHOLE,
         compiler_params=_triton(tile, interpret),
@@ -191,6 +191,8 @@ def occupy(
 
 
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
+# A `jax.ShapeDtypeStruct` would have to say, inside `jax.shard_map`, over what it varies.
+_like = jax.core.ShapedArray
 
 
 def _triton(tile: Tile, interpret: bool):
