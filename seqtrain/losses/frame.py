@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seqtrain.losses.validity import clean_logits, frame_mask
+from seqtrain.losses.validity import check_logits, clean_logits, frame_mask
 from seqtrain.types import Lengths, PerUtterance, Scores, Valid
 
 
@@ -23,28 +23,34 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
       lengths: i32[B]; frames at or after it contribute nothing, whatever they hold.
 
     Returns:
-      f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, or a valid frame with NaN, +inf
-      or nothing but −inf, gives NaN for that utterance alone, with gradient 0: mask it by the
-      `valid` of a sequence criterion.
+      f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, a soft label that is not
+      finite, or a frame with NaN, +inf or nothing but −inf, in valid frames that are not left out,
+      gives NaN for that utterance alone, with gradient 0: mask it by the `valid` of a sequence
+      criterion.
 
     Raises:
-      ValueError: labels of another shape.
+      ValueError: labels of another shape, logits that are not float32.
     """
+    check_logits(logits)
     if labels.shape not in (logits.shape[:2], logits.shape):
         raise ValueError(
             f'labels must be [B, T] or [B, T, P] as the logits {logits.shape}; got {labels.shape}.'
         )
-    mask = frame_mask(logits, lengths)
-    mask = mask & (labels >= 0 if labels.ndim == 2 else (labels != 0).any(-1))
-    clean, bad = clean_logits(logits, mask)
+    soft = labels.ndim == 3
+    mask = frame_mask(logits, lengths) & ((labels != 0).any(-1) if soft else labels >= 0)
+    known = jnp.isfinite(labels).all(-1) if soft else labels < logits.shape[2]
+    # A frame with a label that nobody can read is as bad as one without a softmax.
+    clean, bad = clean_logits(jnp.where(known[:, :, None], logits, jnp.nan), mask)
+    mask &= ~bad[:, None]
     log_probs = jax.nn.log_softmax(clean, axis=-1)
-    if labels.ndim == 3:
-        targets = jax.lax.stop_gradient(jnp.where(mask[:, :, None], labels, 0.0))
+    if soft:
+        targets = jnp.where(mask[:, :, None], labels, 0.0).astype(log_probs.dtype)
+        targets = jax.lax.stop_gradient(targets)
         # A target of 0 on an impossible pdf costs nothing: 0 · −inf is 0 here.
         loss = -jnp.where(targets != 0, targets * log_probs, 0.0).sum((1, 2))
     else:
         hard = jnp.where(mask, labels, 0)[:, :, None]
-        chosen = jnp.take_along_axis(log_probs, hard, axis=-1, mode='fill', fill_value=jnp.nan)
+        chosen = jnp.take_along_axis(log_probs, hard, axis=-1)
         loss = -jnp.where(mask, chosen[:, :, 0], 0.0).sum(1)
     return jnp.where(bad, jnp.nan, loss)
 
@@ -67,6 +73,7 @@ def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) ->
     """
     if not 0 <= weight <= 1:
         raise ValueError(f'The weight of F-smoothing must lie between 0 and 1; got {weight}.')
+    weight = jnp.asarray(weight, value.dtype)
     return (1 - weight) * value - weight * frame_loss
 
 
@@ -80,6 +87,9 @@ def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
     Returns:
       f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
       finite.
+
+    Raises:
+      ValueError: logits that are not float32.
     """
     kept, bad = _finite(logits, lengths)
     return jnp.where(bad, jnp.nan, 0.5 * jnp.square(kept).sum((1, 2)))
@@ -99,14 +109,18 @@ def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUt
     Returns:
       f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
       finite.
+
+    Raises:
+      ValueError: logits that are not float32.
     """
     kept, bad = _finite(logits, lengths)
-    beyond = jnp.maximum(jnp.abs(kept) - limit, 0.0)
+    beyond = jnp.maximum(jnp.abs(kept) - jnp.asarray(limit, kept.dtype), 0.0)
     return jnp.where(bad, jnp.nan, 0.5 * jnp.square(beyond).sum((1, 2)))
 
 
 def _finite(logits: Scores, lengths: Lengths) -> tuple[Scores, Valid]:
     """Logits, 0 in padding and bad utterances; and bool[B], where a valid frame is not finite."""
+    check_logits(logits)
     mask = frame_mask(logits, lengths)[:, :, None]
     bad = (mask & ~jnp.isfinite(logits)).any((1, 2))
     return jnp.where(mask & ~bad[:, None, None], logits, 0.0), bad

@@ -64,6 +64,7 @@ def lf_mmi(
       ValueError: shapes that do not fit together, or a boost without accuracies.
     """
     scores = scaled(logits, acoustic_scale, log_priors)
+    denominator_scale = jnp.asarray(denominator_scale, scores.dtype)
     fixed = jax.lax.stop_gradient(scores)
     num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
     against = _boosted(fixed, boost, accuracy)
@@ -88,7 +89,7 @@ def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array
         return scores
     if accuracy is None:
         raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
-    return scores - boost * accuracy
+    return scores - jnp.asarray(boost * accuracy, scores.dtype)
 
 
 def ctc(logits: Scores, lengths: Lengths, numerators: Graph, *, backend: str = 'auto') -> Outcome:
@@ -146,7 +147,7 @@ def ctc_crf(
     scores = log_softmax(logits, lengths)
     num = ops.log_partition(scores, lengths, numerators, backend=backend)
     den = ops.log_partition(scores, lengths, denominator, backend=backend)
-    value = _difference((1.0 + ctc_weight) * num, den, 1.0)
+    value = _difference(jnp.asarray(1.0 + ctc_weight, num.dtype) * num, den, 1.0)
     return validity.outcome(value, num, den, lengths, (numerators, denominator))
 
 
@@ -158,7 +159,10 @@ def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) 
                 f'log_priors must be [P] = {logits.shape[2:]}; got {jnp.shape(log_priors)}.'
             )
         logits = logits - jnp.asarray(log_priors, logits.dtype)[None, None, :]
-    return acoustic_scale * logits if acoustic_scale != 1.0 else logits
+    if acoustic_scale == 1.0:
+        return logits
+    # A NumPy scalar would bring its own precision with it.
+    return jnp.asarray(acoustic_scale, logits.dtype) * logits
 
 
 def log_softmax(logits: Scores, lengths: Lengths) -> Scores:
@@ -173,7 +177,7 @@ def log_softmax(logits: Scores, lengths: Lengths) -> Scores:
     return jnp.where(bad[:, None, None], jnp.nan, log_probs)
 
 
-def _difference(num, den, scale: float):
+def _difference(num, den, scale):
     # inf − inf must not become a NaN that a mask cannot take out of the gradient.
     ready = jnp.isfinite(num) & jnp.isfinite(den)
     return jnp.where(ready, num, 0.0) - scale * jnp.where(ready, den, 0.0)

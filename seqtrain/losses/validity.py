@@ -95,6 +95,12 @@ def outcome(
     )
 
 
+def check_logits(logits: Scores) -> None:
+    """Raises ValueError unless the logits are float32, in which sums over frames are safe."""
+    if logits.dtype != jnp.float32:
+        raise ValueError(f'logits must be float32; got {logits.dtype}. Cast them first.')
+
+
 def clean_logits(logits: Scores, mask: jax.Array) -> tuple[Scores, Valid]:
     """What a softmax over pdfs can take, so that no gradient is NaN.
 

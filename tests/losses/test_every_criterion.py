@@ -14,7 +14,7 @@ import pytest
 from backends import BACKENDS
 from criteria import BOOST, CRITERIA, LABELS, LENGTHS, PDFS, PHONES
 
-from seqtrain import ops
+from seqtrain import losses, ops
 
 NAMES = pytest.mark.parametrize('name', CRITERIA)
 LATTICES = pytest.mark.parametrize('lattices', [False, True], ids=['lattice-free', 'lattices'])
@@ -157,3 +157,29 @@ def test_one_compilation_per_bucket(name, lattices):
     if name not in ('bmmi', 'smbr', 'mpe'):  # these have labels of the first bucket
         step(larger, LENGTHS, num, den)
         assert step._cache_size() == 2
+
+
+@pytest.mark.parametrize('name', [*CRITERIA, 'f_smoothing', 'out_of_range'])
+def test_numpy_scalars_where_jax_uses_64_bits_are_plain_numbers(name):
+    num, den = criteria.packed(*criteria.graphs(lattices=False), lattices=False)
+    x = jnp.asarray(criteria.logits())
+    accuracy = losses.frame_accuracy(LABELS, PDFS)
+
+    def value(x, number):
+        if name == 'f_smoothing':
+            return losses.f_smoothing(x[:, 0, 0], x[:, 0, 1], number(0.3))
+        if name == 'out_of_range':
+            return losses.out_of_range(x, LENGTHS, limit=number(0.3))
+        if name == 'bmmi':
+            options = {'boost': number(0.3), 'accuracy': accuracy, 'denominator_scale': number(0.9)}
+            return losses.lf_mmi(x, LENGTHS, num, den, **options).value
+        options = {'ctc': {}, 'ctc_crf': {'ctc_weight': number(0.3)}}
+        options = options.get(name, {'acoustic_scale': number(0.3)})
+        return CRITERIA[name](x, LENGTHS, num, den, **options).value
+
+    want, slope = jax.vjp(lambda x: value(x, float), x)
+    with jax.enable_x64(True):
+        got, wide_slope = jax.vjp(lambda x: value(x, np.float64), x)
+        assert got.dtype == jnp.float32
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(wide_slope(got)[0], slope(want)[0])

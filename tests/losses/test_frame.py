@@ -85,6 +85,44 @@ def test_a_label_outside_the_network_is_nan():
     assert np.isfinite(value[1])
 
 
+@pytest.mark.parametrize('label', [4, np.nan, np.inf, -np.inf])
+def test_a_label_that_cannot_be_read_is_the_trouble_of_one_utterance(label):
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32)
+    lengths = jnp.array([4, 4, 3])  # what stands in padding does not matter
+    labels = np.array(rng.integers(4, size=(3, 4)), np.int32)
+    if label != 4:
+        labels = np.eye(4, dtype=np.float32)[labels]
+    spoilt = labels.copy()
+    spoilt[[0, 2], [1, 3], ...] = label
+
+    def total(x, labels, keep=1.0):
+        loss = losses.cross_entropy(x, labels, lengths)
+        return jnp.where(keep, loss, 0.0).sum(), loss
+
+    step = jax.grad(total, has_aux=True)
+    want, loss = step(logits, labels)
+    for keep in (jnp.ones(3), jnp.array([0.0, 1.0, 1.0])):
+        gradient, value = step(logits, spoilt, keep)
+        assert np.isnan(value[0])
+        np.testing.assert_array_equal(value[1:], loss[1:])
+        assert not np.any(gradient[0])
+        np.testing.assert_array_equal(gradient[1:], want[1:])
+
+
+@pytest.mark.parametrize('kind', [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_refused(kind):
+    # 100 frames of 50 outputs near 40 are beyond float16, as a sum of squares.
+    logits, lengths = jnp.full((1, 100, 50), 40.0, kind), jnp.array([100])
+    for loss in (
+        lambda x: losses.cross_entropy(x, jnp.zeros((1, 100), jnp.int32), lengths),
+        lambda x: losses.output_l2(x, lengths),
+        lambda x: losses.out_of_range(x, lengths),
+    ):
+        with pytest.raises(ValueError, match='logits must be float32'):
+            loss(logits)
+
+
 def test_penalties():
     logits = jnp.array([[[3.0, -4.0], [100.0, 0.0]]])
     np.testing.assert_allclose(losses.output_l2(logits, jnp.array([1])), [12.5])
