@@ -36,13 +36,14 @@ def expected_accuracy(
       backend: as in `log_partition`.
 
     Returns:
-      value f32[B], E[A] in units of the accuracy; 0 at length 0 and where there is no path, NaN
+      value f32[B], E[A] in units of the accuracy; 0 at length 0 and where log_z is ±inf, NaN
       where a valid frame holds NaN or +inf in the scores or anything non-finite in the accuracy,
       and where the length lies outside 0..T; such an utterance's gradient is 0.
       log_z f32[B], as `log_partition` gives it, but without a gradient.
 
     Raises:
-      ValueError: shapes that do not fit, a negative leaky, an unknown backend.
+      ValueError: shapes that do not fit, a leaky that is negative or not finite, an unknown
+        backend.
     """
     forward_backward.check(scores, lengths, graph, leaky, backend)
     if accuracy.shape != scores.shape or accuracy.dtype != jnp.float32:
@@ -102,7 +103,7 @@ def _xla(scores, accuracy, lengths, graph: Graph, leaky: float, on_cpu: bool):
     log_z, value, gradient = log_expectation.expectation(clean, accuracy, lengths, graph, leaky)
     broken = broken | layout.outside(graph, scores.shape[2])
     log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
-    gone = broken | hopeless
+    gone = ~jnp.isfinite(log_z)
     return log_z, jnp.where(gone, 0.0, value), jnp.where(gone[:, None, None], 0.0, gradient)
 
 

@@ -41,12 +41,13 @@ def log_partition(
 
     Returns:
       f32[B] (nats). −inf where no path has that many frames, NaN where a valid frame holds NaN or
-      +inf, the length lies outside 0..T, or the graph names a pdf outside P; the gradient of such
-      an utterance is zero, and the rest of the batch is untouched. Length 0: the weight of
-      starting and ending at once.
+      +inf, the length lies outside 0..T, or the graph names a pdf outside P, ±inf where the sum is
+      beyond single precision; the gradient of such an utterance is zero, and the rest of the batch
+      is untouched. Length 0: the weight of starting and ending at once.
 
     Raises:
-      ValueError: shapes that do not fit, a negative leaky, an unknown backend.
+      ValueError: shapes that do not fit, a leaky that is negative or not finite, an unknown
+        backend.
     """
     check(scores, lengths, graph, leaky, backend)
     return _log_partition(scores, lengths, graph, float(leaky), backend)
@@ -70,7 +71,7 @@ def occupancies(
 
     Returns:
       log_z f32[B] and gamma f32[B, T, P]: the posterior probability of pdf p in frame t, zero in
-      padding and for infeasible utterances. Not differentiable: differentiating raises.
+      padding and where log_z is not finite. Not differentiable: differentiating raises.
 
     Raises:
       ValueError: as in `log_partition`.
@@ -164,7 +165,7 @@ def settled(fast, slow, scores, lengths, graph: Graph, leaky: float):
     log_z, *rest = jax.lax.cond(redo.any(), again, lambda *kept: kept, *results)
     broken = broken | layout.outside(graph, scores.shape[2])
     log_z = jnp.where(hopeless, -jnp.inf, jnp.where(broken, jnp.nan, log_z))
-    return log_z, *(_where(broken | hopeless, 0.0, x) for x in rest)
+    return log_z, *(_where(~jnp.isfinite(log_z), 0.0, x) for x in rest)
 
 
 def _where(choose, x, y):
@@ -209,6 +210,6 @@ def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
             f'The graph uses pdfs up to {graph.num_pdfs - 1}; the scores have only '
             f'{scores.shape[2]} columns. Was it built for another network?'
         )
-    if not leaky >= 0:
-        raise ValueError(f'leaky must be at least 0; got {leaky}.')
+    if not 0 <= leaky <= float(jnp.finfo(jnp.float32).max):
+        raise ValueError(f'leaky must be finite and at least 0; got {leaky}.')
     dispatch.check(backend)

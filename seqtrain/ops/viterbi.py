@@ -32,9 +32,9 @@ def viterbi(
 
     Returns:
       score f32[B] (nats; −inf without a path, NaN where a valid frame holds NaN or +inf, the length
-      lies outside 0..T, or the graph names a pdf outside P) and pdf i32[B, T] (−1 in padding and
-      where the score is not finite); the rest of the batch is untouched. Length 0: the best weight
-      of starting and ending at once.
+      lies outside 0..T, or the graph names a pdf outside P, ±inf where the sum is beyond single
+      precision) and pdf i32[B, T] (−1 in padding and where the score is not finite); the rest of
+      the batch is untouched. Length 0: the best weight of starting and ending at once.
 
     Raises:
       ValueError: shapes that do not fit, an unknown backend.
@@ -54,7 +54,7 @@ def _portable(scores, lengths, graph: Graph):
     broken = broken | layout.outside(graph, scores.shape[2])
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
     score, last, arcs = _best_arcs(view, view.frames_first(scores), active.T)
-    feasible = (score > -jnp.inf) & ~broken
+    feasible = jnp.isfinite(score) & ~broken
     score = jnp.where(broken, jnp.nan, score)
     return score, _labels(view, last, arcs, active.T & feasible).T
 

@@ -343,6 +343,8 @@ def test_second_derivatives_are_refused():
         ({'scores': np.zeros((4, 6, 3), np.int32)}, 'float32'),
         ({'lengths': np.zeros(3, np.int32)}, 'lengths'),
         ({'leaky': -0.1}, 'leaky'),
+        ({'leaky': np.inf}, 'leaky must be finite'),
+        ({'leaky': np.nan}, 'leaky'),
         ({'backend': 'abacus'}, 'backend'),
     ],
 )
@@ -407,3 +409,36 @@ def test_sums_whose_inverse_underflows_are_not_lost(backend, weight, batch):
         log_z, gamma = ops.occupancies(scores, lengths, graph, backend=backend)
         np.testing.assert_allclose(log_z, 2 * weight, rtol=1e-6)
         np.testing.assert_allclose(gamma, 1.0, atol=1e-6)
+
+
+def overflowing(kind: str) -> ops.Graph:
+    """A graph for two utterances of three frames."""
+    loop = Fsa(np.zeros(PDFS), np.zeros(PDFS), range(PDFS), np.zeros(PDFS), [0.0], [0.0])
+    if kind == 'shared':
+        return ops.pack(loop)
+    lattice = oracles.lattice_fsa(np.random.default_rng(0), 3, PDFS)
+    return ops.pack_batch([lattice if kind == 'lattice' else loop] * 2)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('kind', ['shared', 'batched', 'lattice'])
+@pytest.mark.parametrize('score', [3e38, -3e38])
+def test_a_sum_beyond_single_precision_has_no_gradient(backend, kind, score):
+    graph, lengths = overflowing(kind), np.array([3, 3])
+    scores = jnp.zeros((2, 3, PDFS)).at[0].set(score)
+    log_z, gamma = ops.occupancies(scores, lengths, graph, backend=backend)
+    assert log_z[0] == np.copysign(np.inf, score)
+    assert not np.any(gamma[0])
+    np.testing.assert_allclose(gamma[1].sum(-1), np.ones(3), rtol=1e-5)
+
+    def expected(scores):
+        accuracy = jnp.broadcast_to(jnp.arange(1.0 * PDFS), scores.shape)
+        return ops.expected_accuracy(scores, lengths, graph, accuracy, backend=backend)[0]
+
+    value, pull = jax.vjp(expected, scores)
+    assert value[0] == 0
+    assert not np.any(pull(jnp.ones(2))[0][0])
+    best, labels = ops.viterbi(scores, lengths, graph, backend=backend)
+    assert best[0] == log_z[0]
+    assert (labels[0] == -1).all()
+    assert (labels[1] >= 0).all()

@@ -237,6 +237,9 @@ ffi::Error Run(Batch batch, Ints src, Ints dst, Ints pdf, Floats weight, Floats 
     } else {
       RunEach(batch, graphs, pool);
     }
+    // A sum beyond single precision has no derivative.
+    for (int32_t b = 0; !batch.labels && b < batch.num_utterances; ++b)
+      if (std::isinf(batch.log_z[b])) Infeasible(batch, b, batch.log_z[b]);
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("seqtrain: ") + error.what());
   }
