@@ -6,12 +6,14 @@ import oracles
 from seqtrain import losses, ops
 from seqtrain.fsa import Fsa
 
-FRAMES, PDFS = 4, 4
+FRAMES, PDFS = 8, 4
 PHONES = [0, 0, 1, 1]
 """Of every pdf."""
 BOOST = 0.5
-LENGTHS = np.array([FRAMES, 3, 2], np.int32)
-LABELS = np.array([[0, 1, 1, 2], [3, 3, 0, 0], [2, 1, 1, 1]], np.int32)
+LENGTHS = np.array([FRAMES, 6, 3], np.int32)
+LABELS = np.array(
+    [[0, 1, 1, 2, 3, 3, 0, 2], [3, 3, 0, 0, 1, 2, 2, 1], [2, 1, 1, 1, 0, 0, 3, 3]], np.int32
+)
 
 CRITERIA = {
     'mmi': lambda x, n, num, den, **options: losses.lf_mmi(x, n, num, den, **options),
@@ -32,9 +34,9 @@ def graphs(lattices: bool, seed: int = 0) -> tuple[list[Fsa], list[Fsa]]:
 
     def fsa() -> Fsa:
         """All states start and end: no utterance is infeasible."""
-        drawn = oracles.hmm_fsa(rng, 4, 10, PDFS)
+        drawn = oracles.hmm_fsa(rng, 4, 6, PDFS)
         cycle = [[*drawn.src, 0, 1, 2, 3], [*drawn.dst, 1, 2, 3, 0], [*drawn.pdf, *range(4)]]
-        return Fsa(*cycle, rng.normal(size=14), *rng.normal(size=(2, 4)))
+        return Fsa(*cycle, rng.normal(size=10), *rng.normal(size=(2, 4)))
 
     numerators = [fsa() for _ in LENGTHS]
     if lattices:
@@ -44,9 +46,9 @@ def graphs(lattices: bool, seed: int = 0) -> tuple[list[Fsa], list[Fsa]]:
 
 def packed(numerators: list[Fsa], denominators: list[Fsa], lattices: bool):
     """Numerators and denominator as the criteria take them, always of the same sizes."""
-    num = ops.pack_batch(numerators, num_states=4, num_arcs=14)
+    num = ops.pack_batch(numerators, num_states=4, num_arcs=10)
     if lattices:
-        return num, ops.pack_batch(denominators, num_states=13, num_arcs=20)
+        return num, ops.pack_batch(denominators, num_states=25, num_arcs=44)
     return num, ops.pack(denominators[0])
 
 
