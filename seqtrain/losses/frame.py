@@ -73,7 +73,7 @@ def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) ->
     """
     if not 0 <= weight <= 1:
         raise ValueError(f'The weight of F-smoothing must lie between 0 and 1; got {weight}.')
-    weight = jnp.asarray(weight, value.dtype)
+    weight = float(weight)
     return (1 - weight) * value - weight * frame_loss
 
 

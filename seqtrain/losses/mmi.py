@@ -64,16 +64,14 @@ def lf_mmi(
       ValueError: shapes that do not fit together, or a boost without accuracies.
     """
     scores = scaled(logits, acoustic_scale, log_priors)
-    denominator_scale = jnp.asarray(denominator_scale, scores.dtype)
+    scale = jnp.asarray(denominator_scale, scores.dtype)
     fixed = jax.lax.stop_gradient(scores)
     num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
     against = _boosted(fixed, boost, accuracy)
     den, den_gamma = ops.occupancies(against, lengths, denominator, leaky=leaky, backend=backend)
     graphs = (numerators, denominator) if leaky == 0 else (numerators,)
-    out = validity.outcome(
-        _difference(num, den, denominator_scale), num, den, lengths, graphs, num_gamma
-    )
-    gradient = num_gamma - denominator_scale * den_gamma
+    out = validity.outcome(_difference(num, den, scale), num, den, lengths, graphs, num_gamma)
+    gradient = num_gamma - scale * den_gamma
     keep = out.valid[:, None, None]
     if drop_below is not None:
         keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
