@@ -114,7 +114,8 @@ def spell(
     """Finds the words in the phones of an alignment; their pronunciations follow from the phones.
 
     The 'hmm1' topology cannot tell two equal phones in a row apart, for instance where a word ends
-    and the next begins with one phone: such a segment is cut into equal parts.
+    and the next begins with one phone: where the words cannot be spelt with a segment for every
+    phone, equal phones in a row may share one, which is then cut into equal parts.
 
     Args:
       parts: phones of the alignment, from `segments`.
@@ -130,10 +131,12 @@ def spell(
     """
     words = split_words(words)
     lexicon.check(words)
-    spoken = _spell([part.phone for part in parts], words, lexicon)
-    uses = collections.Counter(itertools.chain.from_iterable(spoken or []))
-    if spoken is None or any(parts[k].frames < count for k, count in uses.items()):
+    spoken = _spell(parts, words, lexicon, shared=False)
+    if spoken is None:
+        spoken = _spell(parts, words, lexicon, shared=True)
+    if spoken is None:
         raise ValueError(f'The phones of the alignment do not spell {" ".join(words)!r}.')
+    uses = collections.Counter(itertools.chain.from_iterable(spoken))
     cut: list[Segment] = []
     places = []  # where the pieces of each segment stand, from the next that is not taken
     for k, part in enumerate(parts):
@@ -148,52 +151,68 @@ def spell(
     return cut, spans
 
 
-def _spell(phones: list[int], words: Sequence[str], lexicon: Lexicon) -> list[list[int]] | None:
-    """The segments of each word's phones, or None. Depth first, no place is looked at twice."""
+_Place = tuple[int, int]
+"""The next segment, and how many phones have the one before it."""
+
+
+def _spell(
+    parts: Sequence[Segment], words: Sequence[str], lexicon: Lexicon, *, shared: bool
+) -> list[list[int]] | None:
+    """The segments of each word's phones, or None. Depth first, no place is looked at twice.
+
+    With `shared`, a phone may have the segment of an equal phone just before it, as long as there
+    is a frame for each.
+    """
     taken: list[list[int]] = []
     seen = set()
-    ways = [_ways(phones, 0, words[0], lexicon)]
+    ways = [_ways(parts, (0, 0), words[0], lexicon, shared)]
     while ways:
-        own = next(ways[-1], None)
-        if own is None:
+        way = next(ways[-1], None)
+        if way is None:
             ways.pop()
             del taken[-1:]
             continue
-        place = len(taken) + 1, own[-1] + 1
-        if place[0] == len(words):
-            if not any(phones[place[1] :]):
+        own, place = way
+        if len(taken) + 1 == len(words):
+            if not any(part.phone for part in parts[place[0] :]):
                 return [*taken, own]
-        elif place not in seen:
-            seen.add(place)
+        elif (len(taken), place) not in seen:
+            seen.add((len(taken), place))
             taken.append(own)
-            ways.append(_ways(phones, place[1], words[place[0]], lexicon))
+            ways.append(_ways(parts, place, words[len(taken)], lexicon, shared))
     return None
 
 
-def _ways(phones: list[int], position: int, word: str, lexicon: Lexicon) -> Iterator[list[int]]:
-    """The segments that a word's phones may have from `position` on, after a silence or none."""
-    spoken = position
-    while spoken < len(phones) and phones[spoken] == 0:
+def _ways(
+    parts: Sequence[Segment], place: _Place, word: str, lexicon: Lexicon, shared: bool
+) -> Iterator[tuple[list[int], _Place]]:
+    """The segments that a word's phones may have, after a silence or none, and the place then."""
+    spoken = place[0]
+    while spoken < len(parts) and parts[spoken].phone == 0:
         spoken += 1
+    begins = [place] if spoken == place[0] else [place, (spoken, 0)]
     for variant in lexicon.variants(word):
-        for begin in sorted({position, spoken}):
-            if own := _match(phones, begin, variant):
-                yield own
+        for begin in begins:
+            if way := _match(parts, begin, variant, shared):
+                yield way
 
 
-def _match(phones: Sequence[int], position: int, variant: Sequence[int]) -> list[int]:
-    """The segments of a pronunciation from `position` on, [] where it is another one.
-
-    A phone may share the segment of an equal phone just before it.
-    """
+def _match(
+    parts: Sequence[Segment], place: _Place, variant: Sequence[int], shared: bool
+) -> tuple[list[int], _Place] | None:
+    """The segments of a pronunciation and the place after it, None where it is another one."""
     own: list[int] = []
+    position, uses = place
     for phone in variant:
-        if position < len(phones) and phones[position] == phone:
-            position += 1
-        elif not position or phones[position - 1] != phone:
-            return []
+        before = parts[position - 1] if position else None
+        if position < len(parts) and parts[position].phone == phone:
+            position, uses = position + 1, 1
+        elif shared and before and before.phone == phone and uses < before.frames:
+            uses += 1
+        else:
+            return None
         own.append(position - 1)
-    return own
+    return own, (position, uses)
 
 
 def word_intervals(

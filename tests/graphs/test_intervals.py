@@ -130,6 +130,40 @@ def test_a_segment_of_equal_phones_is_cut_where_words_meet():
         spell(segments([1, 2, 2], topology), 'z y', words)
 
 
+@pytest.mark.parametrize('kind', ['chain', 'hmm3', 'ctc', 'hmm1'])
+@pytest.mark.parametrize(
+    ('entries', 'text', 'phones'),
+    [
+        ({'and': ['a n d', 'a n'], 'do': 'd u'}, 'and do', 'a n d u'),
+        ({'and': ['a n d', 'a n'], 'do': 'd u'}, 'and do', 'SIL a n d u SIL'),
+        ({'named': ['n n a', 'n a']}, 'named', 'n a'),
+        ({'and': ['a n d', 'a n'], 'do': 'd u'}, 'do and do', 'd u a n SIL d u'),
+    ],
+)
+@pytest.mark.parametrize('frames', [1, 3])
+def test_no_segment_is_shared_where_each_phone_can_have_its_own(
+    entries, text, phones, kind, frames
+):
+    words = Lexicon.from_dict(entries)
+    topology = Topology.make(kind, len(words.phones))
+    spoken = [words.phone_ids[phone] for phone in phones.split()]
+    pdfs = uniform_alignment(spoken, topology, frames * topology.num_states * len(spoken))
+    parts = segments(pdfs, topology)
+    cut, spans = spell(parts, text, words)
+    assert [part.phone for part in cut] == spoken
+    assert cut == parts
+    assert [span.word for span in spans] == text.split()
+
+
+def test_a_segment_is_shared_by_no_more_phones_than_it_has_frames():
+    words = Lexicon.from_dict({'y': ['b b b', 'b b'], 'a': 'a'})
+    cut, spans = spell([Segment(1, 0, 1), Segment(2, 1, 2)], 'a y', words)
+    assert [part.phone for part in cut] == [1, 2, 2]
+    assert [(span.first, span.end) for span in spans] == [(0, 1), (1, 3)]
+    cut, _ = spell([Segment(2, 0, 5)], 'y y', words)
+    assert [part.frames for part in cut] == [1] * 5
+
+
 def test_states_in_seconds():
     topology = Topology.make('hmm3', 2)
     pdfs = np.array([0, 1, 1, 2, 3, 4, 5, 5, 3, 4, 5])
