@@ -10,15 +10,16 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'seqtrain'
 # Each layer and the layers of ours that it may import.
 ALLOWED = {
     'types': set(),
-    'fsa': {'types'},
-    'graphs': {'types', 'fsa'},
+    'textfile': set(),
+    'fsa': {'types', 'textfile'},
+    'graphs': {'types', 'textfile', 'fsa'},
     'ops': {'types', 'fsa'},
     'losses': {'types', 'ops'},
     'models': {'types'},
-    'data': {'types'},
+    'data': {'types', 'textfile'},
     'exchange': set(),
-    'decoding': {'types', 'fsa', 'graphs'},
-    'lattices': {'types', 'fsa', 'graphs', 'ops', 'losses', 'decoding'},
+    'decoding': {'types', 'textfile', 'fsa', 'graphs'},
+    'lattices': {'types', 'textfile', 'fsa', 'graphs', 'ops', 'losses', 'decoding'},
     'report': set(),
 }
 BELOW_TRAINING = sorted(ALLOWED)

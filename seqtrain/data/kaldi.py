@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from seqtrain.data import utterance
+from seqtrain.textfile import read_lines
 
 Utterance = utterance.Utterance
 DataError = utterance.DataError
@@ -177,13 +178,7 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
 
 def _read_lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Splits every non-empty line into its id and the rest."""
-    try:
-        content = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f'{path} is not UTF-8 text ({error.reason} at byte {error.start}).'
-        ) from None
-    for line in content.split('\n'):
+    for line in read_lines(path, DataError):
         if line.strip():
             name, _, rest = line.strip().replace('\t', ' ').partition(' ')
             yield name, rest.strip()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from seqtrain.textfile import read_lines
+
 
 @dataclasses.dataclass(frozen=True)
 class WerResult:
@@ -107,10 +109,13 @@ def write_text(path: str | os.PathLike, texts: Mapping[str, str]) -> None:
 
 
 def read_text(path: str | os.PathLike) -> dict[str, str]:
-    """Reads a Kaldi `text` file; an id that stands there twice is a ValueError with its line."""
+    """Reads a Kaldi `text` file: words, parted by single spaces, by utterance.
+
+    Raises:
+      ValueError: names file and line of an id that is there twice, or of what is not UTF-8.
+    """
     result: dict[str, str] = {}
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         utterance, *words = line.split()

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from seqtrain.fsa.fsa import NEG_INF, Fsa, FsaError
+from seqtrain.textfile import read_lines
 
 # A state number above this multiple of the file's lines is taken for a damaged file, not for a
 # graph: the arrays would be allocated for states that nothing mentions.
@@ -136,7 +137,7 @@ def _read_binary(path: pathlib.Path) -> Fsa:
 
 
 def _read_text(path: pathlib.Path) -> Fsa:
-    lines = [line.split() for line in path.read_text(encoding='utf-8').splitlines()]
+    lines = [line.split() for line in read_lines(path, FsaError)]
     if not any(lines):
         raise FsaError(f'{path}: empty file; it accepts nothing.')
     transducer = _is_transducer(lines, path)

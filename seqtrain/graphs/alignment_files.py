@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from seqtrain.graphs.intervals import Interval
+from seqtrain.textfile import read_lines
 
 
 class CtmError(ValueError):
@@ -34,17 +36,19 @@ def read_ctm(path: str | os.PathLike) -> dict[str, list[Interval]]:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such CTM file.')
     result: dict[str, list[Interval]] = {}
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, CtmError), start=1):
         fields = line.split()
         if not fields or line.startswith(';;'):
             continue
         try:
             utterance, _, start, duration, label = fields[:5]
             part = Interval(label, float(start), float(start) + float(duration))
+            if not (math.isfinite(part.end_s) and part.end_s >= part.start_s):
+                raise ValueError
         except ValueError:
             raise CtmError(
-                f'{path}:{number}: {line!r} is not `utterance channel start duration label`.'
+                f'{path}:{number}: {line.strip()!r} is not `utterance channel start duration '
+                f'label` with times in seconds.'
             ) from None
         result.setdefault(utterance, []).append(part)
     return result
@@ -102,17 +106,22 @@ def write_alignments(
 
 
 def read_alignments(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `write_alignments` wrote: i32[T] by utterance."""
-    result = {}
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, start=1):
-        utterance, _, pdfs = line.strip().partition(' ')
-        if not utterance:
+    """Reads what `write_alignments` wrote: i32[T] by utterance.
+
+    Raises:
+      ValueError: names file and line: no vector of integers, an id twice, what is not UTF-8.
+    """
+    result: dict[str, np.ndarray] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
             continue
+        utterance, *pdfs = line.split()
+        if utterance in result:
+            raise ValueError(f'{path}:{number}: utterance {utterance!r} is there twice.')
         try:
-            result[utterance] = np.array([int(pdf) for pdf in pdfs.split()], np.int32)
-        except ValueError:
-            raise ValueError(f'{path}:{number}: not a vector of integers.') from None
+            result[utterance] = np.array([int(pdf) for pdf in pdfs], np.int32)
+        except (ValueError, OverflowError):
+            raise ValueError(f'{path}:{number}: not a vector of 32-bit integers.') from None
     return result
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.ngram import BOS, EOS, NGram, NGramLm
+from seqtrain.textfile import read_lines
 
 _LOG10 = math.log(10.0)
 _ZERO = -99.0  # ARPA's log10 of nothing
@@ -24,17 +25,12 @@ def read(path: str | os.PathLike) -> NGramLm:
     Raises:
       ArpaError: names file and line: a line that is no n-gram, a count that differs from the
         header's, an n-gram twice, a probability above 1, a context without back-off weight, a
-        context that is not listed, no <s> or no </s>.
+        context that is not listed, no <s> or no </s>, no \\data\\, what is not UTF-8.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such ARPA file.')
-    try:
-        lines = enumerate(path.read_text(encoding='utf-8').splitlines(), start=1)
-    except UnicodeDecodeError:
-        raise ArpaError(
-            f'{path}: not text; unpack it first (gunzip) or write it as ARPA.'
-        ) from None
+    lines = enumerate(read_lines(path, ArpaError), start=1)
     return _Reader(path, ((n, line.strip()) for n, line in lines if line.strip())).read()
 
 
@@ -70,8 +66,9 @@ class _Reader:
         self.number = 0
 
     def read(self) -> NGramLm:
-        while self._next() != '\\data\\':
-            pass
+        self.number = next((number for number, line in self.lines if line == '\\data\\'), 0)
+        if not self.number:
+            raise ArpaError(f'{self.path}: no line \\data\\; it is no ARPA file.')
         counts: dict[int, int] = {}
         while (line := self._next()).startswith('ngram'):
             left, _, right = line.removeprefix('ngram').partition('=')

@@ -17,6 +17,7 @@ import numpy as np
 
 from seqtrain.fsa.fsa import NEG_INF, Fsa
 from seqtrain.fsa.operations import connect, minimise
+from seqtrain.textfile import read_lines
 
 SILENCE = 'SIL'
 _EPSILON = -1
@@ -108,12 +109,7 @@ class Lexicon:
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such lexicon.')
         entries: dict[str, list[tuple[str, ...]]] = {}
-        try:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-        except UnicodeDecodeError as error:
-            at = path.read_bytes()[: error.start].count(b'\n') + 1
-            raise LexiconError(f'{path}:{at}: not UTF-8; convert it (iconv -t UTF-8).') from None
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(read_lines(path, LexiconError), start=1):
             fields = line.split()
             if not fields:
                 continue

@@ -183,7 +183,11 @@ def test_ctm_round_trip(tmp_path):
     text = (tmp_path / 'a.ctm').read_text()
     assert text == 'u1 1 0.000 0.120 a\nu2 1 0.500 0.250 b\n'
     assert read_ctm(tmp_path / 'a.ctm') == utterances
-    (tmp_path / 'a.ctm').write_text(';; comment\nu1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')
+
+
+@pytest.mark.parametrize('times', ['zero 0.1', 'nan 0.1', '0.1 nan', '0.1 -0.1', '0.1 inf', '0.1'])
+def test_bad_ctm_names_file_and_line(tmp_path, times):
+    (tmp_path / 'a.ctm').write_text(f';; comment\nu1 1 0.0 0.1 a\nu1 1 {times} a\n')
     with pytest.raises(CtmError, match=r'a\.ctm:3'):
         read_ctm(tmp_path / 'a.ctm')
 
@@ -218,8 +222,26 @@ def test_alignment_round_trip(tmp_path):
     assert (tmp_path / 'ali.txt').read_text() == 'a 0\nb 3 3 7\n'
     found = read_alignments(tmp_path / 'ali.txt')
     assert {name: pdfs.tolist() for name, pdfs in found.items()} == {'a': [0], 'b': [3, 3, 7]}
-    (tmp_path / 'ali.txt').write_text('a 0 x\n')
-    with pytest.raises(ValueError, match=r'ali\.txt:1'):
+    (tmp_path / 'ali.txt').write_text('a\t1 2\nb  3\nempty\n')
+    found = read_alignments(tmp_path / 'ali.txt')
+    assert {name: pdfs.tolist() for name, pdfs in found.items()} == {
+        'a': [1, 2],
+        'b': [3],
+        'empty': [],
+    }
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a 0 x\n', r'ali\.txt:1: not a vector'),
+        ('a 0\nb 3000000000\n', r'ali\.txt:2: not a vector of 32-bit integers'),
+        ('a 0\nb 1\na 2\n', r"ali\.txt:3: utterance 'a' is there twice"),
+    ],
+)
+def test_bad_alignments_name_file_and_line(tmp_path, text, message):
+    (tmp_path / 'ali.txt').write_text(text)
+    with pytest.raises(ValueError, match=message):
         read_alignments(tmp_path / 'ali.txt')
 
 

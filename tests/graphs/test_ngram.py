@@ -163,6 +163,7 @@ def test_arpa_by_hand(tmp_path):
         ('-0.1 <s> a', '0.1 <s> a', r':13: log-probability 0\.1 is above 0'),
         ('-0.4 a </s>', '-0.4 <s> a', r":14: '<s> a' is there twice"),
         ('\\end\\', '', r'the file ends before'),
+        ('\\data\\', '', r'lm\.arpa: no line \\data\\'),
         ('\\2-grams:', '\\3-grams:', r'expected \\2-grams: but found'),
         ('ngram 1=4', 'ngram 1=four', r":3: 'four' is not an integer"),
     ],
