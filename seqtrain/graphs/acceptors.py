@@ -41,7 +41,7 @@ def numerator(
     Raises:
       OovError: lists all words without pronunciation.
       NoPathError: `phone_lm` excludes the transcript (unsmoothed models do that to unseen ones).
-      ValueError: the transcript is empty.
+      ValueError: the transcript is empty, or the lexicon has more phones than the topology.
     """
     phones = transcript(words, lexicon, optional_silence=optional_silence)
     if phone_lm is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqtrain.graphs.topology import NONE, Topology
+from seqtrain.graphs.topology import NONE, Topology, check_phones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,10 @@ def uniform_alignment(phones: Sequence[int], topology: Topology, num_frames: int
       i32[num_frames]: pdfs, as labels for a frame-level cross-entropy.
 
     Raises:
-      ValueError: no phones, or fewer frames than HMM states; says how many are missing.
+      ValueError: no phones, one that the topology does not have, or fewer frames than HMM states;
+        says how many are missing.
     """
+    check_phones(phones, topology.num_phones, 'The sequence')
     units: list[tuple[int, int]] = []  # (forward pdf, loop pdf) per state
     context = [NONE, *phones, NONE]
     for left, phone, right in zip(context, phones, context[2:], strict=False):
@@ -64,6 +66,9 @@ def segments(pdfs: Sequence[int] | np.ndarray, topology: Topology) -> list[Segme
     Args:
       pdfs: i32[T], ends at the first negative entry (padding).
       topology: the HMMs.
+
+    Raises:
+      ValueError: a pdf that the topology does not have; names the frame.
     """
     slots = topology.slots()
     result: list[Segment] = []
@@ -74,6 +79,11 @@ def segments(pdfs: Sequence[int] | np.ndarray, topology: Topology) -> list[Segme
         if pdf == topology.blank:
             before = None
             continue
+        if pdf not in slots:
+            raise ValueError(
+                f'Frame {frame} has pdf {pdf}, but {topology.kind} with {topology.num_phones} '
+                f'phones has pdfs 0..{topology.num_pdfs - 1}.'
+            )
         phone, state, first = slots[pdf]
         if before is None or (first and state == 0) or phone != before[0] or state < before[1]:
             result.append(Segment(phone, frame, 0))

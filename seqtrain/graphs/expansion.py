@@ -13,7 +13,7 @@ import numpy as np
 
 from seqtrain.fsa.fsa import NEG_INF, Fsa
 from seqtrain.fsa.operations import outgoing
-from seqtrain.graphs.topology import NONE, Topology
+from seqtrain.graphs.topology import NONE, Topology, check_phones
 
 EPSILON = -1
 
@@ -31,6 +31,9 @@ def expand(phone_acceptor: Fsa, topology: Topology) -> Fsa:
     Args:
       phone_acceptor: acceptor over phone ids (`Fsa.pdf` holds phones), one initial state.
       topology: the HMMs.
+
+    Raises:
+      ValueError: a phone that the topology does not have.
     """
     out: dict[int, list[Arc]] = {
         state: [(label, None, weight, dst) for label, weight, dst in arcs]
@@ -101,7 +104,14 @@ class Expansion:
           starts: start states.
           finals: states in which the graph may end.
           topology: the HMMs.
+
+        Raises:
+          ValueError: a phone that the topology does not have.
         """
+        labels = {arc[0] for arcs in out.values() for arc in arcs}
+        check_phones(
+            labels - {EPSILON}, topology.num_phones, 'The graph has more phones than its topology'
+        )
         expansion = cls(topology, out, finals)
         for start in starts:
             expansion._node(_Node(start, NONE, None, None))

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,6 +22,8 @@ from seqtrain.textfile import read_lines
 
 SILENCE = 'SIL'
 _EPSILON = -1
+# What Kaldi's lexiconp.txt has before the phones. Not whole numbers: some phone sets are numbers.
+_DECIMAL = re.compile(r'\d*\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+', re.IGNORECASE)
 
 
 class LexiconError(ValueError):
@@ -72,7 +75,8 @@ class Lexicon:
           silence: name of the silence phone.
 
         Raises:
-          LexiconError: an empty pronunciation, or a phone that is not in `phones`.
+          LexiconError: an empty pronunciation, a phone that is not in `phones`, or one that stands
+            there twice.
         """
         table: dict[str, tuple[tuple[str, ...], ...]] = {}
         for word, variants in entries.items():
@@ -85,6 +89,8 @@ class Lexicon:
             raise LexiconError('The lexicon has no words.')
         used = {phone for variants in table.values() for phones_ in variants for phone in phones_}
         names = tuple(phones) if phones else (silence, *sorted(used - {silence}))
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise LexiconError(f'Phones that stand twice in the phone set: {" ".join(twice)}.')
         if names[0] != silence:
             raise LexiconError(f'The phone set must begin with the silence phone {silence!r}.')
         if unknown := sorted(used - set(names)):
@@ -102,8 +108,9 @@ class Lexicon:
         """Reads lines `WORD phone phone ...`; several lines per word are alternatives.
 
         Raises:
-          LexiconError: names file and line of an entry without phones, or with a phone outside of
-            `phones` where these are given; or a file that is not UTF-8.
+          LexiconError: names file and line of an entry without phones, with a probability before
+            them, or with a phone outside of `phones` where these are given; or of what is not
+            UTF-8. See `from_dict`, too.
         """
         path = pathlib.Path(path)
         if not path.is_file():
@@ -115,6 +122,11 @@ class Lexicon:
                 continue
             if len(fields) == 1:
                 raise LexiconError(f'{path}:{number}: word {fields[0]!r} has no phones.')
+            if _DECIMAL.fullmatch(fields[1]) and fields[1] not in (phones or ()):
+                raise LexiconError(
+                    f'{path}:{number}: {fields[1]} is a probability, not a phone; take it out '
+                    f'(Kaldi has lexicon.txt beside lexiconp.txt).'
+                )
             unknown = sorted(set(fields[1:]) - set(phones)) if phones else []
             if unknown:
                 raise LexiconError(f'{path}:{number}: unknown phone(s) {" ".join(unknown)}.')

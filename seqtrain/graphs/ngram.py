@@ -39,7 +39,7 @@ class NGramLm:
     @classmethod
     def estimate(
         cls,
-        sentences: Iterable[Sequence[str]],
+        sentences: Iterable[str | Sequence[str]],
         order: int,
         *,
         smoothing: str = 'witten-bell',
@@ -57,25 +57,33 @@ class NGramLm:
             Goodman 1999, interpolated form).
 
         Args:
-          sentences: symbol sequences; an empty one counts as the sentence that ends at once.
+          sentences: symbol sequences, or strings of symbols with spaces between them; an empty one
+            counts as the sentence that ends at once.
           order: longest n-gram, at least 1.
           smoothing: one of SMOOTHINGS.
-          vocabulary: symbols that must have a probability although they may not occur.
+          vocabulary: more symbols, which get a probability although they may not occur; without
+            smoothing they do not.
           extra_contexts: keep only this many of the longest contexts, those whose n-grams gain
             most log-likelihood over their back-off (Kaldi's chain: order 4, 2000). None: all.
 
         Raises:
-          ValueError: no sentences, an unknown smoothing, an order below 1, reserved symbols.
+          ValueError: no sentences, an unknown smoothing, an order below 1, reserved symbols,
+            empty symbols or symbols with white space.
         """
         if smoothing not in SMOOTHINGS:
             raise ValueError(f'Unknown smoothing {smoothing!r}; choose {", ".join(SMOOTHINGS)}.')
         if order < 1:
             raise ValueError(f'order={order}; an n-gram has at least one symbol.')
-        texts = [tuple(sentence) for sentence in sentences]
+        texts = [_symbols(sentence) for sentence in sentences]
         if not texts:
             raise ValueError('No sentences to estimate a language model from.')
         spoken = set().union(*texts)
         words = spoken.union(vocabulary) - {EOS}
+        if split := sorted(word for word in words if word.split() != [word]):
+            raise ValueError(
+                f'{split[0]!r} is no symbol: it is empty or holds white space. Give each sentence '
+                f'as a string or as a list of its symbols.'
+            )
         if bad := sorted({BOS, EOS} & spoken | {BOS} & words):
             raise ValueError(f'{" ".join(bad)} in a sentence; they are added by the estimation.')
         counts = _counts(texts, order)
@@ -119,18 +127,22 @@ class NGramLm:
     def _known(self, word: str) -> str:
         return word if word == BOS or (word,) in self.logprobs else UNK
 
-    def score(self, sentence: Sequence[str]) -> float:
+    def score(self, sentence: str | Sequence[str]) -> float:
         """log p(sentence, </s> | <s>)."""
-        padded = (BOS, *sentence, EOS)
+        padded = (BOS, *_symbols(sentence), EOS)
         return sum(self.logprob(padded[:i], padded[i]) for i in range(1, len(padded)))
 
-    def perplexity(self, sentences: Iterable[Sequence[str]]) -> float:
+    def perplexity(self, sentences: Iterable[str | Sequence[str]]) -> float:
         """exp of the mean negative log-probability per symbol, sentence ends included."""
-        sentences = list(sentences)
+        sentences = [_symbols(sentence) for sentence in sentences]
         symbols = sum(len(sentence) + 1 for sentence in sentences)
         if not symbols:
             raise ValueError('No sentences: their perplexity is not defined.')
         return math.exp(-sum(map(self.score, sentences)) / symbols)
+
+
+def _symbols(sentence: str | Sequence[str]) -> NGram:
+    return tuple(sentence.split() if isinstance(sentence, str) else sentence)
 
 
 def _counts(sentences: list[NGram], order: int) -> list[dict[NGram, int]]:

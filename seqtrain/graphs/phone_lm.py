@@ -15,6 +15,7 @@ import numpy as np
 from seqtrain.fsa.fsa import NEG_INF, Fsa, FsaError
 from seqtrain.fsa.operations import connect, minimise
 from seqtrain.graphs.ngram import BOS, EOS, NGramLm
+from seqtrain.graphs.topology import check_phones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,18 @@ class PhoneLm:
           smoothing: 'none' (chain: no smoothing, so the graph stays small and a phone not seen in
             a context is impossible), or see `NGramLm.estimate`.
           extra_contexts: number of contexts of 3 or more phones to keep; None keeps all.
+
+        Raises:
+          ValueError: a phone id outside of 0..P−1 (names the sequence, counted from 0), a name that
+            stands twice in `phones`, or see `NGramLm.estimate`.
         """
         names = tuple(phones)
-        sentences = [[names[phone] for phone in sequence] for sequence in sequences]
+        if len(set(names)) < len(names):
+            raise ValueError('The phone set names a phone twice; give every phone its own name.')
+        sentences = []
+        for number, sequence in enumerate(sequences):
+            check_phones(sequence, len(names), f'Sequence {number}')
+            sentences.append([names[phone] for phone in sequence])
         keep = extra_contexts if order > 3 else None
         ngram = NGramLm.estimate(
             sentences, order, smoothing=smoothing, vocabulary=names, extra_contexts=keep

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from seqtrain.graphs.alignment import segments
-from seqtrain.graphs.topology import NONE, Topology
+from seqtrain.graphs.topology import NONE, Topology, check_phones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,14 +81,32 @@ class TiedTopology(Topology):
         return (*super().content()[:6], self.table.shape, self.table.tobytes())
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes the tying (`.npz`); the base topology is told to `read` again."""
-        np.savez_compressed(path, table=self.table)
+        """Writes the tying (numpy's `.npz`); the base topology is told to `read` again."""
+        with open(path, 'wb') as file:  # numpy adds an ending to a name without one
+            np.savez_compressed(file, table=self.table, kind=np.array(self.kind))
 
     @classmethod
     def read(cls, path: str | os.PathLike, base: Topology) -> TiedTopology:
-        """Reads what `write` wrote."""
-        with np.load(path) as file:
-            return cls.from_table(base, file['table'])
+        """Reads what `write` wrote.
+
+        Raises:
+          ValueError: names a file that is damaged, or was made with other phones or another kind of
+            topology.
+        """
+        with open(path, 'rb') as opened:
+            try:
+                with np.load(opened) as file:
+                    table, kind = file['table'], str(file.get('kind', base.kind))
+            except Exception as error:  # zip, zlib and numpy raise a dozen kinds
+                raise ValueError(
+                    f'{path}: no tying, or a damaged one ({type(error).__name__}); make it again.'
+                ) from None
+        if kind != base.kind:
+            raise ValueError(f'{path}: made for {kind}; give that topology, not {base.kind}.')
+        try:
+            return cls.from_table(base, table)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
 
     @functools.cached_property
     def _pdfs(self) -> dict[tuple[int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -136,10 +154,15 @@ def tie_by_counts(
       sequences: phone ids per utterance, silences included.
       base: the context-independent topology.
       min_count: occurrences of a biphone.
+
+    Raises:
+      ValueError: a phone id that the topology does not have; names the sequence, counted from 0.
     """
     counts: Counter[tuple[int, int]] = Counter()
-    for phones in filter(len, sequences):  # an utterance without an alignment has none
-        counts.update(zip([NONE, *phones[:-1]], phones, strict=True))
+    for number, phones in enumerate(sequences):
+        check_phones(phones, base.num_phones, f'Sequence {number}')
+        if len(phones):  # an utterance without an alignment has none
+            counts.update(zip([NONE, *phones[:-1]], phones, strict=True))
     own = np.stack([base.forward, base.loop], axis=2)
     shape = (*own.shape, base.num_phones + 1, 1)
     groups = np.zeros(shape, np.int64)  # 0: the phone's own; else one more per biphone

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,10 @@ class Topology:
           loop_probability: of staying in a state, if not the table's; of no meaning for CTC.
 
         Raises:
-          ValueError: an unknown kind, or a probability that is not between 0 and 1.
+          ValueError: an unknown kind, no phones, or a probability that is not between 0 and 1.
         """
+        if num_phones < 1:
+            raise ValueError(f'num_phones={num_phones}; a topology has one phone at least.')
         topology = cls._by_table(kind, num_phones)
         if loop_probability is None:
             return topology
@@ -146,3 +149,9 @@ class Topology:
     def content(self) -> tuple[Any, ...]:
         """Everything that makes two topologies differ, to be hashed by its `repr`."""
         return dataclasses.astuple(self)
+
+
+def check_phones(phones: Iterable[int], num_phones: int, where: str) -> None:
+    """Raises ValueError, beginning with `where`, if a phone id is not one of 0..num_phones−1."""
+    if bad := sorted({int(phone) for phone in phones if not 0 <= phone < num_phones}):
+        raise ValueError(f'{where}: phone {bad[0]}, but phone ids are 0..{num_phones - 1}.')

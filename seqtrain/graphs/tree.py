@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -99,6 +100,7 @@ def grow(
     phones = base.phone_of_pdf()
     leaves: list[_Leaf] = []
     queue: list[tuple[float, int, _Split]] = []
+    pushed = itertools.count()  # of equal gains the first comes first
 
     def consider(leaf: _Leaf) -> None:
         leaves.append(leaf)
@@ -106,7 +108,7 @@ def grow(
             return
         split = _best_split(leaf, questions, sides, min_frames)
         if split is not None and split.gain >= min_gain:
-            heapq.heappush(queue, (-split.gain, len(leaves), split))
+            heapq.heappush(queue, (-split.gain, next(pushed), split))
 
     for pdf in range(base.num_pdfs):
         table = statistics.sums.get(pdf, {})

@@ -10,10 +10,12 @@ from path_enumeration import enumerate_paths, log_sum
 from seqtrain.fsa import Fsa
 from seqtrain.graphs import (
     Lexicon,
+    NGramLm,
     NoPathError,
     OovError,
     PhoneLm,
     Topology,
+    decoding_graph,
     denominator,
     numerator,
     training_phones,
@@ -190,3 +192,28 @@ def test_real_corpora_give_small_graphs(data_dir):
         for text in texts[:20]:
             assert isinstance(numerator(text, lexicon, topology, lm).validate(), Fsa)
     assert lm.ngram.logprob((), EOS) < 0
+
+
+@pytest.mark.parametrize('bad', [-1, 3, 99])
+def test_a_phone_id_outside_of_the_phone_set_is_named(bad):
+    sequences = [[0, 1, 2], [1], [0, bad, 1]]
+    with pytest.raises(ValueError, match=rf'Sequence 2: phone {bad}, but phone ids are 0\.\.2'):
+        PhoneLm.estimate(sequences, ('SIL', 'a', 'b'))
+
+
+def test_a_phone_set_with_one_name_twice():
+    with pytest.raises(ValueError, match='names a phone twice'):
+        PhoneLm.estimate([[0, 1]], ('SIL', 'a', 'a'))
+
+
+def test_a_topology_with_too_few_phones(lexicon):
+    topology = Topology.make('chain', len(lexicon.phones) - 1)
+    words = lexicon.words
+    phone_lm = PhoneLm.backed_off([[0, 1]], lexicon.phones)
+    for make in (
+        lambda: numerator(words, lexicon, topology),
+        lambda: denominator(phone_lm, topology),
+        lambda: decoding_graph(lexicon, topology, NGramLm.uniform(words)),
+    ):
+        with pytest.raises(ValueError, match='The graph has more phones than its topology: phone'):
+            make()

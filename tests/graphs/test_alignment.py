@@ -3,7 +3,7 @@
 import pytest
 from path_enumeration import enumerate_paths
 
-from seqtrain.graphs import Lexicon, Topology, numerator
+from seqtrain.graphs import Lexicon, Topology, numerator, relabel
 from seqtrain.graphs.alignment import Segment, segments, uniform_alignment
 
 
@@ -49,3 +49,16 @@ def test_segments_by_hand():
     repeated = segments([0, 1, 2, 0, 1, 2], Topology.make('hmm3', 1))
     assert repeated == [Segment(0, 0, 3), Segment(0, 3, 3)]
     assert segments([], Topology.make('chain', 2)) == []
+
+
+def test_pdfs_and_phones_of_another_topology_are_named():
+    topology = Topology.make('chain', 4)
+    with pytest.raises(
+        ValueError, match=r'Frame 1 has pdf 57, but chain with 4 phones has .*0\.\.7'
+    ):
+        segments([0, 57], topology)
+    with pytest.raises(ValueError, match='Frame 1 has pdf 57'):
+        relabel([0, 57], topology, topology)
+    for phone in (-1, 4):
+        with pytest.raises(ValueError, match=rf'phone {phone}, but phone ids are 0\.\.3'):
+            uniform_alignment([0, phone], topology, 10)

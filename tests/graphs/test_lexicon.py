@@ -43,6 +43,10 @@ def test_reading_the_real_ones(data_dir):
         ('YES Y\nNO N Q\n', ('SIL', 'N', 'Y'), r'lexicon\.txt:2: unknown phone\(s\) Q'),
         ('\n', None, r'lexicon\.txt: no entries'),
         ('YES Y\n', ('Y', 'SIL'), 'begin with the silence phone'),
+        ('YES Y\n', ('SIL', 'Y', 'N', 'Y'), 'stand twice in the phone set: Y'),
+        ('YES 1.0 Y EH S\n', None, r'lexicon\.txt:1: 1\.0 is a probability, not a phone'),
+        ('YES Y\nNO 5e-05 N\n', None, r'lexicon\.txt:2: 5e-05 is a probability, not a phone'),
+        ('YES 0.5 Y\n', ('SIL', 'Y'), r'lexicon\.txt:1: 0\.5 is a probability, not a phone'),
     ],
 )
 def test_bad_files_name_the_line(tmp_path, text, phones, message):
@@ -50,6 +54,14 @@ def test_bad_files_name_the_line(tmp_path, text, phones, message):
     path.write_text(text)
     with pytest.raises(LexiconError, match=message):
         Lexicon.read(path, phones=phones)
+
+
+def test_phones_may_be_numbers(tmp_path):
+    path = tmp_path / 'lexicon.txt'
+    path.write_text('YES 1 2\nNO 3 nan\n')
+    assert Lexicon.read(path).phones == ('SIL', '1', '2', '3', 'nan')
+    path.write_text('YES 1.5 2\n')
+    assert Lexicon.read(path, phones=('SIL', '1.5', '2')).variants('YES') == ((1, 2),)
 
 
 def test_other_encodings(tmp_path):

@@ -98,6 +98,8 @@ def test_estimates_predict_better_than_a_loop():
         (([['a']], 0), 'order=0'),
         (([['<s>', 'a']], 2), '<s> in a sentence'),
         (([['a', '</s>', 'b']], 2), '</s> in a sentence'),
+        (([['a b']], 2), "'a b' is no symbol"),
+        (([['a', '']], 2), "'' is no symbol"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -105,6 +107,16 @@ def test_bad_input(arguments, message):
         NGramLm.estimate(*arguments)
     with pytest.raises(ValueError, match='Unknown smoothing'):
         NGramLm.estimate([['a']], 1, smoothing='good-turing')
+
+
+def test_a_string_is_a_sentence_of_its_words():
+    texts = ['yes no', 'no', '']
+    model = NGramLm.estimate(texts, 2)
+    lists = [text.split() for text in texts]
+    assert model == NGramLm.estimate(lists, 2)
+    assert model.words == ('no', 'yes')
+    assert model.score('yes no') == model.score(['yes', 'no'])
+    assert model.perplexity(texts) == model.perplexity(lists)
 
 
 @pytest.mark.parametrize('smoothing', SMOOTHINGS)

@@ -139,14 +139,37 @@ def test_tying_by_counts():
     assert topology.pdfs(0, 1) != topology.pdfs(2, 1) == topology.pdfs(-1, 1)
     assert topology.pdfs(1, 2) != topology.pdfs(0, 2)
     assert topology.pdfs(-1, 0) == topology.pdfs(2, 0)
+    for bad in (-1, 3):
+        with pytest.raises(ValueError, match=f'Sequence 1: phone {bad}'):
+            tie_by_counts([(), (0, bad)], Topology.make('chain', 3))
 
 
 def test_write_and_read(tmp_path):
     topology = random_tying('hmm3', PHONES + 1)
-    topology.write(tmp_path / 'tree.npz')
-    again = TiedTopology.read(tmp_path / 'tree.npz', Topology.make('hmm3', PHONES))
-    assert again.content() == topology.content()
+    for name in ('tree.npz', 'tree'):
+        topology.write(tmp_path / name)
+        again = TiedTopology.read(tmp_path / name, Topology.make('hmm3', PHONES))
+        assert again.content() == topology.content()
     assert again.content() != random_tying('hmm3', PHONES + 1, seed=9).content()
+    np.savez_compressed(tmp_path / 'kindless.npz', table=topology.table)
+    again = TiedTopology.read(tmp_path / 'kindless.npz', Topology.make('hmm3', PHONES))
+    assert again.content() == topology.content()
+
+
+def test_files_of_another_topology_or_damaged_are_named(tmp_path):
+    path = tmp_path / 'tying.npz'
+    random_tying('chain', PHONES + 1).write(path)
+    with pytest.raises(ValueError, match=r'tying\.npz: made for chain; .* not hmm1'):
+        TiedTopology.read(path, Topology.make('hmm1', PHONES))
+    with pytest.raises(ValueError, match=r'tying\.npz: A table of shape'):
+        TiedTopology.read(path, Topology.make('chain', PHONES + 1))
+    whole = path.read_bytes()
+    for damage in (b'', b'hello', b'PK\x03\x04hello', whole[: len(whole) // 2]):
+        path.write_bytes(damage)
+        with pytest.raises(ValueError, match=r'tying\.npz: no tying, or a damaged one'):
+            TiedTopology.read(path, Topology.make('chain', PHONES))
+    with pytest.raises(FileNotFoundError):
+        TiedTopology.read(tmp_path / 'nothing.npz', Topology.make('chain', PHONES))
 
 
 def test_what_cannot_be_tied():

@@ -107,3 +107,9 @@ def test_states_and_phones_of_pdfs():
     assert Topology.make('chain', 2).state_of_pdf().tolist() == [0, 0, 1, 1]
     assert Topology.make('ctc', 2).state_of_pdf().tolist() == [-1, 0, 1]
     assert Topology.make('chain', 2).pdfs_of_phone(1) == (2, 3)
+
+
+@pytest.mark.parametrize('num_phones', [0, -2])
+def test_a_topology_has_phones(num_phones):
+    with pytest.raises(ValueError, match=f'num_phones={num_phones}'):
+        Topology.make('chain', num_phones)

@@ -78,6 +78,21 @@ def test_same_data_same_tree():
     assert one.content() == two.content()
 
 
+def test_splits_of_equal_gain_come_in_turn():
+    def row(frames, mean):
+        return np.array([frames, frames * mean, frames * (1 + mean**2)])
+
+    means = {1: -10.0, 2: -9.0, 3: 9.0, 4: 10.0}
+    stats = ContextStatistics(Topology.make('hmm1', 6))
+    for phone in range(6):
+        stats.sums[phone] = {(-1, -1): row(100, means.get(phone, 0.0))}
+    for phone in (1, 2):  # the same frames, and their halves mirror each other
+        stats.sums[phone] = {(left, -1): row(200, mean) for left, mean in means.items()}
+    tied = grow(stats, min_gain=1.0)
+    for phone in (1, 2):
+        assert len({tied.pdfs(left, phone) for left in means}) == 4
+
+
 def test_bad_input():
     stats = statistics(utterances=1)
     with pytest.raises(ValueError, match='choose left or both'):
