@@ -126,8 +126,8 @@ def _read_binary(path: pathlib.Path) -> Fsa:
         raise FsaError(f'{path}: not an OpenFst binary file; give OpenFst text the ending .txt.')
     try:
         graph = kaldifst.StdVectorFst.read(str(path))
-    except RuntimeError as error:
-        raise FsaError(f'{path}: {error}') from None
+    except (RuntimeError, ValueError, MemoryError) as error:  # e.g. a count of arcs that is none
+        raise FsaError(f'{path}: damaged ({error}).') from None
     if graph is None:
         raise FsaError(f'{path}: truncated, or not a vector FST with standard arcs.')
     try:

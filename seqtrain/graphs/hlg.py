@@ -23,7 +23,7 @@ from seqtrain.graphs.lexicon import Lexicon, OovError
 from seqtrain.graphs.ngram import BOS, EOS, UNK, NGram, NGramLm
 from seqtrain.graphs.topology import Topology
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # Rounding of weights in determinisation and minimisation. OpenFst's 1/1024 adds up to visible score
 # differences over an utterance; finer rounding makes the graphs no larger.
 _DELTA = 1e-5
@@ -50,7 +50,7 @@ class DecodingGraph:
     def write(self, path: str | os.PathLike) -> None:
         """Writes PATH (OpenFst binary) and PATH.json (words, number of pdfs)."""
         table = {'words': self.words, 'num_pdfs': self.num_pdfs}
-        pathlib.Path(f'{path}.json').write_text(json.dumps(table), encoding='utf-8')
+        _table_file(path).write_text(json.dumps(table), encoding='utf-8')
         if not self.fst.write(str(path)):
             raise OSError(f'{path}: the graph could not be written.')
 
@@ -60,13 +60,16 @@ class DecodingGraph:
         import kaldifst
 
         try:
-            table = json.loads(pathlib.Path(f'{path}.json').read_text(encoding='utf-8'))
+            table = json.loads(_table_file(path).read_text(encoding='utf-8'))
             words, num_pdfs = tuple(table['words']), int(table['num_pdfs'])
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f'{path}.json: damaged; delete both and build the graph again.'
             ) from None
-        fst = kaldifst.StdVectorFst.read(str(path))
+        try:
+            fst = kaldifst.StdVectorFst.read(str(path))
+        except (RuntimeError, ValueError, MemoryError):  # a count of arcs that is none
+            fst = None
         if fst is None:
             raise ValueError(f'{path}: not a readable graph; delete it and build it again.')
         return cls(fst, words, num_pdfs)
@@ -95,15 +98,16 @@ def decoding_graph(
       cache_dir: keeps the graph there under the hash of all inputs, and reads it from there.
 
     Raises:
-      OovError: lists LM words without pronunciation.
-      ValueError: no LM word has a pronunciation, or a bad probability.
+      OovError: lists LM words without pronunciation; <unk> may be without one and is left out then.
+      ValueError: no LM word has a pronunciation, a bad probability, or a lexicon with more phones
+        than the topology.
     """
     if not 0.0 <= silence_probability < 1.0:
         raise ValueError(f'silence_probability={silence_probability}; give 0 <= p < 1.')
-    words = [word for word in word_lm.words if word != UNK]
-    known = [word for word in words if word in lexicon.pronunciations]
-    if len(known) < len(words) and not skip_oov:
-        raise OovError([word for word in words if word not in lexicon.pronunciations])
+    known = [word for word in word_lm.words if word in lexicon.pronunciations]
+    missing = set(word_lm.words) - set(known) - {UNK}
+    if missing and not skip_oov:
+        raise OovError(sorted(missing))
     if not known:
         raise ValueError('No word of the language model is in the lexicon.')
     if cache_dir is None:
@@ -111,10 +115,15 @@ def decoding_graph(
     path = pathlib.Path(cache_dir) / (
         f'hlg-{_content_hash(lexicon, topology, word_lm, silence_probability)}.fst'
     )
-    if not path.is_file():
+    if not (path.is_file() and _table_file(path).is_file()):
         graph = _build(lexicon, topology, word_lm, known, silence_probability)
         _write_atomically(graph, path)
     return DecodingGraph.read(path)
+
+
+def _table_file(path: str | os.PathLike) -> pathlib.Path:
+    """Where the words of a graph's file are."""
+    return pathlib.Path(f'{path}.json')
 
 
 def _build(lexicon, topology, word_lm, words, silence_probability) -> DecodingGraph:
@@ -269,5 +278,5 @@ def _write_atomically(graph: DecodingGraph, path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = pathlib.Path(folder) / path.name
         graph.write(draft)
-        os.replace(f'{draft}.json', f'{path}.json')
+        os.replace(_table_file(draft), _table_file(path))
         os.replace(draft, path)

@@ -113,6 +113,10 @@ def test_bad_binary_is_an_error(tmp_path):
     (tmp_path / 'cut.fst').write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FsaError, match='truncated'):
         Fsa.read(tmp_path / 'cut.fst')
+    # The first state's count of arcs.
+    (tmp_path / 'count.fst').write_bytes(whole[:70] + b'\xff' * 8 + whole[78:])
+    with pytest.raises(FsaError, match=r'count\.fst: damaged'):
+        Fsa.read(tmp_path / 'count.fst')
     (tmp_path / 'b.fst').write_text('0 1 1 1\n')
     with pytest.raises(FsaError, match=r'ending \.txt'):
         Fsa.read(tmp_path / 'b.fst')

@@ -53,10 +53,26 @@ def test_cache_is_keyed_by_content(lexicon, tmp_path, monkeypatch):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.fst'] * 4 + ['.json'] * 4
 
 
+@pytest.mark.parametrize('suffix', ['fst', 'json'])
+def test_a_cached_graph_that_lacks_a_file_is_built_again(lexicon, tmp_path, suffix):
+    topology = Topology.make('chain', 3)
+    lm = NGramLm.uniform(lexicon.words)
+    built = decoding_graph(lexicon, topology, lm, cache_dir=tmp_path)
+    (lost,) = tmp_path.glob(f'*.{suffix}')
+    lost.unlink()
+    again = decoding_graph(lexicon, topology, lm, cache_dir=tmp_path)
+    assert (again.words, arcs(again)) == (built.words, arcs(built))
+    assert lost.is_file()
+
+
 def test_damaged_graph_file(lexicon, tmp_path):
     path = tmp_path / 'graph.fst'
     decoding_graph(lexicon, Topology.make('chain', 3), NGramLm.uniform(['x'])).write(path)
-    path.write_bytes(path.read_bytes()[:30])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:30])
+    with pytest.raises(ValueError, match=r'graph\.fst: not a readable graph'):
+        DecodingGraph.read(path)
+    path.write_bytes(whole[:70] + b'\xff' * 8 + whole[78:])  # the first state's count of arcs
     with pytest.raises(ValueError, match=r'graph\.fst: not a readable graph'):
         DecodingGraph.read(path)
     for damage in ('{"words": ["<eps>"', '{}', '[]'):
@@ -74,6 +90,16 @@ def test_words_without_pronunciation(lexicon):
     assert graph.words == ('<eps>', 'x')
     with pytest.raises(ValueError, match='No word of the language model'):
         decoding_graph(lexicon, topology, NGramLm.uniform(['q']), skip_oov=True)
+
+
+def test_unknown_words_that_have_a_pronunciation_are_kept():
+    lexicon = Lexicon.from_dict({'x': 'a', '<unk>': 'b'})
+    lm = NGramLm.estimate([['x', '<unk>']], 2)
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), lm)
+    assert graph.words == ('<eps>', '<unk>', 'x')
+    assert {arc[2] for arc in arcs(graph)} == {0, 1, 2}
+    without = Lexicon.from_dict({'x': 'a'}, phones=lexicon.phones)
+    assert decoding_graph(without, Topology.make('chain', 3), lm).words == ('<eps>', 'x')
 
 
 def test_bad_silence_probability(lexicon):
