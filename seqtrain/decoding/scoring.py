@@ -44,13 +44,18 @@ class WerResult:
     def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0):
         """Bootstrap interval of the WER over utterances: (low, high), fractions.
 
-        Utterances are drawn with replacement (Bisani and Ney 2004).
+        Utterances are drawn with replacement (Bisani and Ney 2004). A draw without reference words
+        has the rate that `wer` has then.
         """
         counts = np.array(list(self.utterances.values()), np.float64).reshape(-1, 2)
         rng = np.random.default_rng(seed)
         drawn = counts[rng.integers(len(counts), size=(resamples, len(counts)))].sum(axis=1)
-        rates = drawn[:, 0] / np.maximum(drawn[:, 1], 1.0)
-        low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+        errors, words = drawn.T
+        wordless = np.where(errors > 0, np.inf, 0.0)
+        rates = np.where(words > 0, errors / np.maximum(words, 1.0), wordless)
+        # Between a number and inf there is nothing to interpolate.
+        method = 'linear' if np.isfinite(rates).all() else 'inverted_cdf'
+        low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2], method=method)
         return float(low), float(high)
 
     def __str__(self) -> str:

@@ -20,7 +20,6 @@ from seqtrain.report import style
 from seqtrain.report.record import RunRecord, Segment, Wer
 
 WIDTH_IN = 9.2
-MAX_PANELS = 6
 MAX_COLOURED_REPLICAS = len(style.PALETTE)
 MAX_BARS = 40
 WINDOW_SEGMENTS = 40  # segments per replica that the time line shows side by side
@@ -45,27 +44,28 @@ def draw_all(run: RunRecord) -> dict[str, Figure]:
 
 
 def error_rates(rows: Sequence[Wer]) -> Figure | None:
-    """Bars of error rates with their 95 % intervals."""
+    """Bars of error rates with their 95 % intervals, where there are any."""
     rows = [row for row in rows if row.words]
     if not rows:
         return None
     figure, axes = _panels(1, 0.75 + 0.42 * len(rows), columns=1)
     ax = axes[0]
-    rates = [100 * row.rate for row in rows]
+    rates = np.array([100 * row.rate for row in rows])
     low, high = (np.array([100 * row.interval[side] for row in rows]) for side in (0, 1))
+    tops = np.fmax(rates, high)  # NaN without an interval
     spread = np.maximum([rates - low, high - rates], 0)
     ax.barh(range(len(rows)), rates, height=0.55, color=style.PALETTE[0])
     ax.errorbar(
         rates, range(len(rows)), xerr=spread, fmt='none', ecolor=style.INK, elinewidth=1, capsize=3
     )
-    right = max(*rates, *high, 1e-3)
-    for y, (rate, top) in enumerate(zip(rates, high, strict=True)):
-        ax.text(max(rate, top) + 0.012 * right, y, f'{rate:.2f} %', va='center', fontweight='bold')
-    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+    right = max(*tops, 1e-3)
+    for y, (rate, top) in enumerate(zip(rates, tops, strict=True)):
+        ax.text(top + 0.012 * right, y, f'{rate:.2f} %', va='center', fontweight='bold')
+    ax.set_yticks(range(len(rows)), [_plain(row.name) for row in rows])
     ax.tick_params(axis='y', labelcolor=style.INK)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12 * right)
-    ax.set_xlabel(f'errors per reference {_singular(rows)}, %; whiskers: 95 % interval')
+    ax.set_xlabel(f'errors per reference {_plain(_singular(rows))}, %; whiskers: 95 % interval')
     ax.grid(axis='y', visible=False)
     ax.spines['left'].set_visible(False)
     return figure
@@ -75,7 +75,7 @@ def curves(scalars: Mapping[str, Sequence[tuple[float, float]]]) -> Figure | Non
     """One panel per curve, losses first; the raw values pale, their running mean on top."""
     finite = {name: _finite(points) for name, points in scalars.items()}
     names = [name for name, points in finite.items() if len(points)]
-    names = sorted(names, key=lambda name: 'loss' not in name)[:MAX_PANELS]
+    names = sorted(names, key=lambda name: 'loss' not in name)
     if not names:
         return None
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
@@ -102,7 +102,7 @@ def _curve(ax: Axes, name: str, points: np.ndarray) -> None:
         low, high = min(low, smooth.min()), max(high, smooth.max())
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         ax.set_ylim(low - margin, high + margin)
-    ax.set_title(name)
+    ax.set_title(_plain(name))
     ax.set_xlabel('update')
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -111,30 +111,30 @@ def _curve(ax: Axes, name: str, points: np.ndarray) -> None:
 
 def staleness(s1: Mapping, s2: Mapping) -> Figure | None:
     """Histograms of both ages over all pushes, coloured by replica."""
+    replicas = sorted(set(s1) | set(s2))
+    colours = {replica: style.PALETTE[n % len(style.PALETTE)] for n, replica in enumerate(replicas)}
     panels = [
-        (ages, title)
+        ({replica: _finite_ages(values) for replica, values in ages.items()}, title)
         for ages, title in ((s1, 's1: age at the server'), (s2, 's2: age of outer derivatives'))
-        if any(len(values) for values in ages.values())
+        if any(len(_finite_ages(values)) for values in ages.values())
     ]
     if not panels:
         return None
     figure, axes = _panels(len(panels), 3.1, columns=len(panels))
     for ax, (ages, title) in zip(axes, panels, strict=True):
-        _ages(ax, ages)
+        _ages(ax, ages, colours)
         ax.set_title(title)
-    replicas = sorted(set(s1) | set(s2))
     if 1 < len(replicas) <= MAX_COLOURED_REPLICAS:
         handles = [
-            Patch(color=_colour(n), label=f'replica {replica}')
-            for n, replica in enumerate(replicas)
+            Patch(color=colour, label=f'replica {replica}') for replica, colour in colours.items()
         ]
         figure.legend(handles=handles, loc='outside lower center', ncols=min(6, len(replicas)))
     return figure
 
 
-def _ages(ax: Axes, ages: Mapping) -> None:
+def _ages(ax: Axes, ages: Mapping[int, np.ndarray], colours: Mapping[int, str]) -> None:
     replicas = sorted(ages)
-    values = [np.asarray(ages[replica], float) for replica in replicas]
+    values = [ages[replica] for replica in replicas]
     pooled = np.concatenate(values)
     mean, most = pooled.mean(), pooled.max()
     usual = np.quantile(pooled, 0.95, method='inverted_cdf')
@@ -146,8 +146,8 @@ def _ages(ax: Axes, ages: Mapping) -> None:
     if len(replicas) > MAX_COLOURED_REPLICAS:
         ax.hist(np.concatenate(counted), edges, color=style.PALETTE[0], rwidth=0.86)
     else:
-        colours = [_colour(n) for n in range(len(replicas))]
-        ax.hist(counted, edges, stacked=True, color=colours, rwidth=0.86)
+        own = [colours[replica] for replica in replicas]
+        ax.hist(counted, edges, stacked=True, color=own, rwidth=0.86)
     ax.axvline(mean, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
     ax.margins(y=0.16)
     note = f'mean {mean:.2f}, 95 % ≤ {usual:.0f}, largest {most:.0f}'
@@ -164,7 +164,7 @@ def _ages(ax: Axes, ages: Mapping) -> None:
 
 def timeline(segments: Sequence[Segment]) -> Figure | None:
     """Left: how each replica spent the run. Right: a stretch of it, as it happened."""
-    segments = [s for s in segments if s.end_s > s.start_s]
+    segments = [s for s in segments if -math.inf < s.start_s < s.end_s < math.inf]
     if not segments:
         return None
     replicas = sorted({s.replica for s in segments})
@@ -174,7 +174,7 @@ def timeline(segments: Sequence[Segment]) -> Figure | None:
     rows = {replica: y for y, replica in enumerate(replicas)}
     _shares(left, segments, rows, colours)
     _stretch(right, segments, rows, colours)
-    handles = [Patch(color=colours[kind], label=kind) for kind in kinds]
+    handles = [Patch(color=colours[kind], label=_plain(kind)) for kind in kinds]
     figure.legend(handles=handles, loc='outside lower center', ncols=min(7, len(kinds)))
     return figure
 
@@ -244,6 +244,16 @@ def _panels(count: int, height: float, columns: int, widths=None) -> tuple[Figur
     return figure, flat[:count]
 
 
+def _plain(text: str) -> str:
+    """Shown by matplotlib as it stands: dollars begin no formula, what is no text is escaped."""
+    return text.encode('utf-8', 'backslashreplace').decode().replace('$', r'\$')
+
+
+def _finite_ages(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, float)
+    return array[np.isfinite(array)]
+
+
 def _finite(points: Sequence[tuple[float, float]]) -> np.ndarray:
     """[n, 2] steps and values, those that are finite, by growing step."""
     array = np.asarray(list(points), float).reshape(-1, 2)
@@ -261,10 +271,6 @@ def _kind_colours(kinds: Sequence[str]) -> dict[str, str]:
         else:
             colours[kind] = spare.pop(0) if spare else style.MUTED
     return colours
-
-
-def _colour(number: int) -> str:
-    return style.PALETTE[number % len(style.PALETTE)]
 
 
 def _number(value: float, _: int) -> str:

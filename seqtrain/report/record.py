@@ -42,11 +42,11 @@ class Wer:
         """95 % interval of the rate by Wilson's formula, each word taken as independent.
 
         Errors of one utterance go together, so the true interval is somewhat wider. NaN for an
-        empty set; rates above 1 are taken as 1.
+        empty set and for rates above 1, which the formula does not know.
         """
-        if not self.words:
+        if not self.words or self.errors > self.words:
             return math.nan, math.nan
-        z2, n, p = 1.96**2, self.words, min(self.rate, 1.0)
+        z2, n, p = 1.96**2, self.words, self.rate
         centre = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
         return max(0.0, centre - half), min(1.0, centre + half)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 import pathlib
 import re
@@ -64,7 +65,8 @@ def write(workdir: str | os.PathLike, run: RunRecord) -> pathlib.Path:
         images[name] = _data_uri(figure)
     page = folder / 'report.html'
     unfinished = page.with_suffix('.tmp')
-    unfinished.write_text(compose(run, images), encoding='utf-8')
+    # Names of files, and so of utterances, may hold bytes that are no text.
+    unfinished.write_text(compose(run, images), encoding='utf-8', errors='backslashreplace')
     unfinished.replace(page)
     return page
 
@@ -119,8 +121,11 @@ def _tiles(run: RunRecord) -> str:
         tiles[f'{last.unit.removesuffix("s")} error rate, {last.name}'] = f'{100 * last.rate:.2f} %'
     ages = [np.asarray(values, float) for values in run.s1.values() if len(values)]
     if ages:
-        tiles['mean staleness s1, versions'] = f'{np.concatenate(ages).mean():.2f}'
-        tiles['pushes'] = f'{sum(map(len, ages)):,}'
+        pooled = np.concatenate(ages)
+        if np.isfinite(pooled).any():
+            mean = pooled[np.isfinite(pooled)].mean()
+            tiles['mean staleness s1, versions'] = f'{mean:.2f}'
+        tiles['pushes'] = f'{len(pooled):,}'
         tiles['replicas'] = str(len(ages))
     tiles |= dict(run.summary)
     tiles['utterances skipped'] = f'{len(run.skipped):,}'
@@ -137,7 +142,7 @@ def _wer_table(rows: Sequence[Wer]) -> str:
     for row in rows:
         low, high = row.interval
         rate = f'{100 * row.rate:.2f} %' if row.words else 'empty set'
-        interval = f'{100 * low:.2f} – {100 * high:.2f} %' if row.words else ''
+        interval = '' if math.isnan(low) else f'{100 * low:.2f} – {100 * high:.2f} %'
         counts = [
             f'{row.errors:,}',
             f'{row.words:,} {row.unit}',

@@ -44,6 +44,15 @@ def test_interval_holds_the_rate_and_is_repeatable():
     assert (low, high) == result.interval(seed=1)
 
 
+def test_interval_without_reference_words():
+    nothing = score_wer({'a': '', 'b': ''}, {})
+    assert nothing.interval() == (nothing.wer, nothing.wer) == (0.0, 0.0)
+    inserted = score_wer({'a': '', 'b': ''}, {'a': 'x', 'b': 'y z'})
+    assert inserted.interval() == (inserted.wer, inserted.wer) == (float('inf'), float('inf'))
+    # A quarter of the draws has no reference word but errors, a quarter has no error.
+    assert score_wer({'a': '', 'b': 'x'}, {'a': 'p q', 'b': 'x'}).interval() == (0.0, float('inf'))
+
+
 def test_text_round_trip(tmp_path):
     texts = {'u2': 'b a', 'u1': '', 'u3': 'é ü'}
     write_text(tmp_path / 'text', texts)

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import html.parser
 import math
 import re
@@ -122,7 +123,18 @@ def test_rate_and_interval():
     # Wilson, 60 of 1000: see e.g. Agresti and Coull 1998.
     assert (low, high) == pytest.approx((0.0469, 0.0765), abs=2e-4)
     assert Wer('none', 1000, 0, 0, 0).interval == pytest.approx((0.0, 0.0038), abs=1e-4)
-    assert Wer('worse than nothing', 10, 20, 0, 0).interval[1] == 1.0
+    assert Wer('as bad as nothing', 10, 10, 0, 0).interval[1] == 1.0
+
+
+def test_a_rate_above_one_has_no_interval(tmp_path):
+    row = Wer('worse than nothing', 100, 300, 10, 10)
+    assert all(map(math.isnan, row.interval))
+    page = write(tmp_path, RunRecord('r', wer=[row, Wer('b', 100, 1, 1, 1)])).read_text()
+    assert '320.00 %' in page
+    assert 'nan' not in page
+    assert page.count(' – ') == 1  # the other row's interval
+    ax = figures.error_rates([row, Wer('b', 100, 1, 1, 1)]).axes[0]
+    assert ax.get_xlim()[1] > 320
 
 
 def test_an_empty_set_has_no_rate(tmp_path):
@@ -138,6 +150,57 @@ def test_curves_put_losses_first_and_drop_what_is_not_finite(run):
     ]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[0, 1], [2, 3]]
     assert figures.curves({'loss': [(0, math.inf)]}) is None
+
+
+def test_every_curve_has_a_panel():
+    names = [f'loss {n}' for n in range(9)]
+    figure = figures.curves({name: [(0, 1.0), (1, 2.0)] for name in names})
+    assert [ax.get_title(loc='left') or ax.get_title() for ax in figure.axes] == names
+
+
+def test_names_are_shown_as_they_stand(tmp_path):
+    name = 'a$\\frac{$ \udc80 <b>'
+    record = RunRecord(
+        'r',
+        wer=[Wer(name, 10, 1, 0, 0, unit=f'{name} words')],
+        scalars={name: [(0, 1.0), (1, 2.0)]},
+        timeline=[Segment(0, name, 0.0, 1.0)],
+        skipped=[(f'utt\udc80 {name}', name)],
+    )
+    text = ' '.join(Page(write(tmp_path, record).read_text()).text)
+    assert 'utt\\udc80 a$\\frac{$ \\udc80 <b>' in text
+
+
+def test_what_is_not_finite_is_left_out_of_ages_and_time_line(run, tmp_path):
+    odd = dataclasses.replace(
+        run,
+        s1={0: [1.0, math.nan, 3.0], 1: [math.inf]},
+        s2={0: [math.nan]},
+        timeline=[
+            *run.timeline,
+            Segment(0, 'pull', 0.0, math.inf),
+            Segment(2, 'pull', math.nan, 1),
+        ],
+    )
+    page = write(tmp_path, odd).read_text()
+    assert '<dt>mean staleness s1, versions</dt><dd>2.00</dd>' in page
+    figure = figures.staleness(odd.s1, odd.s2)
+    assert len(figure.axes) == 1
+    assert sum(p.get_height() for p in figure.axes[0].patches) == 2
+    shares = figures.timeline(odd.timeline).axes[0]
+    assert [label.get_text() for label in shares.get_yticklabels()] == ['replica 0', 'replica 1']
+
+
+def test_a_replica_has_one_colour_in_both_histograms():
+    figure = figures.staleness({0: [1], 1: [2]}, {1: [0, 0]})
+    legend = {
+        text.get_text(): patch.get_facecolor()
+        for text, patch in zip(
+            figure.legends[0].get_texts(), figure.legends[0].get_patches(), strict=True
+        )
+    }
+    (shown,) = {p.get_facecolor() for p in figure.axes[1].patches if p.get_height()}
+    assert shown == legend['replica 1']
 
 
 def test_histograms_hold_every_push(run):
