@@ -69,7 +69,7 @@ def write_textgrid(
         'Object class = "TextGrid"',
         '',
         'xmin = 0',
-        f'xmax = {duration_s:.6g}',
+        f'xmax = {_seconds(duration_s)}',
         'tiers? <exists>',
         f'size = {len(tiers)}',
         'item []:',
@@ -81,14 +81,14 @@ def write_textgrid(
             '        class = "IntervalTier"',
             f'        name = "{_quoted(name)}"',
             '        xmin = 0',
-            f'        xmax = {duration_s:.6g}',
+            f'        xmax = {_seconds(duration_s)}',
             f'        intervals: size = {len(filled)}',
         ]
         for index, part in enumerate(filled, start=1):
             lines += [
                 f'        intervals [{index}]:',
-                f'            xmin = {part.start_s:.6g}',
-                f'            xmax = {part.end_s:.6g}',
+                f'            xmin = {_seconds(part.start_s)}',
+                f'            xmax = {_seconds(part.end_s)}',
                 f'            text = "{_quoted(part.label)}"',
             ]
     pathlib.Path(path).write_text('\n'.join(lines) + '\n', encoding='utf-8')
@@ -135,6 +135,11 @@ def _without_gaps(parts: Sequence[Interval], duration_s: float) -> list[Interval
     if duration_s > time + 1e-6:
         filled.append(Interval('', time, duration_s))
     return filled
+
+
+def _seconds(time_s: float) -> str:
+    """To a microsecond, whatever the length of the recording."""
+    return f'{time_s:.6f}'.rstrip('0').rstrip('.')
 
 
 def _quoted(text: str) -> str:

@@ -58,6 +58,11 @@ class FrameTimes:
         between = self.subsampling * frame - (self.subsampling - 1) / 2
         return round(between * self.shift_s, 6)
 
+    @property
+    def end_s(self) -> float:
+        """The end of the utterance."""
+        return self.boundary_s(self.num_frames)
+
     def interval(self, label: str, first: int, end: int) -> Interval:
         """A label on the output frames first, ..., end − 1."""
         return Interval(label, self.boundary_s(first), self.boundary_s(end))

@@ -98,11 +98,12 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """One utterance's alignment in seconds."""
+    """One utterance's alignment in seconds; `end_s` is the utterance's end, with CTC's blanks."""
 
     words: list[Interval]
     phones: list[Interval]
     states: list[Interval]
+    end_s: float
 
 
 @dataclasses.dataclass(eq=False)
@@ -189,6 +190,7 @@ class Aligner:
                 intervals.word_intervals(spans, parts, times),
                 intervals.phone_intervals(parts, names, times),
                 intervals.state_intervals(parts, pdfs[name], self.topology, names, times),
+                times.end_s,
             )
         return result, skipped
 
@@ -226,7 +228,7 @@ def _write(
     for name, one in found.items():
         file = out / 'textgrid' / f'{name.replace("/", "_")}.TextGrid'
         tiers = {'words': one.words, 'phones': one.phones, 'states': one.states}
-        alignment_files.write_textgrid(file, tiers, one.phones[-1].end_s)
+        alignment_files.write_textgrid(file, tiers, one.end_s)
 
 
 def _agreement(

@@ -41,6 +41,18 @@ def words_of(parts, text, lexicon, times=None):
     return word_intervals(spans, parts, times or FrameTimes(10_000))
 
 
+def test_textgrid_times_of_long_recordings(tmp_path):
+    parts = [Interval('a', 12345.67, 12345.69), Interval('b', 12345.69, 12345.700001)]
+    write_textgrid(tmp_path / 'a.TextGrid', {'phones': parts}, 100000.0)
+    text = (tmp_path / 'a.TextGrid').read_text()
+    assert re.findall(r'xmin = (\S+)\n +xmax = (\S+)\n +text', text) == [
+        ('0', '12345.67'),
+        ('12345.67', '12345.69'),
+        ('12345.69', '12345.700001'),
+        ('12345.700001', '100000'),
+    ]
+
+
 @pytest.mark.parametrize('subsampling', [1, 2, 3])
 def test_an_input_frame_lies_in_the_output_frame_whose_centre_is_nearest(subsampling):
     num_frames = 40
@@ -48,6 +60,7 @@ def test_an_input_frame_lies_in_the_output_frame_whose_centre_is_nearest(subsamp
     outputs = -(-num_frames // subsampling)
     bounds = [times.boundary_s(u) for u in range(outputs + 1)]
     assert (bounds[0], bounds[-1]) == (0.0, 0.4)
+    assert times.end_s == 0.4
     for u in range(outputs):
         centre = 0.01 * (subsampling * u + 0.5)
         for edge, neighbour in ((bounds[u], u - 1), (bounds[u + 1], u + 1)):

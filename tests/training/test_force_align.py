@@ -1,12 +1,13 @@
 """Forced alignment of a data directory: files, times, what is skipped, agreement, bad input."""
 
 import re
+import types
 
 import numpy as np
 import pytest
 
 from seqtrain.data.utterance import DataError
-from seqtrain.graphs import LexiconError, alignment_files, intervals
+from seqtrain.graphs import Lexicon, LexiconError, Topology, alignment_files, intervals
 from seqtrain.training import assembly, experiment, force_align
 from seqtrain.training.workdir import WorkdirError
 
@@ -51,6 +52,21 @@ def _runs(values):
     values = list(values)
     starts = [0, *(1 + np.flatnonzero(np.array(values[1:]) != np.array(values[:-1])))]
     return [(values[start], start) for start in starts]
+
+
+def test_blanks_at_the_end_belong_to_the_recording(tmp_path):
+    lexicon = Lexicon.from_dict({'A': 'X'})
+    network = types.SimpleNamespace(subsampling=1)
+    aligner = force_align.Aligner(network, None, lexicon, Topology.make('ctc', 2))
+    features = types.SimpleNamespace(ids=['u'], texts=['A'], num_frames=[6])
+    pdfs = {'u': np.array([0, 2, 2, 0, 0, 0])}
+    found, skipped = aligner.in_seconds(features, pdfs, 0.01)
+    assert not skipped
+    assert found['u'].phones == [intervals.Interval('X', 0.01, 0.03)]
+    force_align._write(tmp_path, found, pdfs, aligner)
+    text = (tmp_path / 'textgrid' / 'u.TextGrid').read_text()
+    assert re.search(r'^xmax = (\S+)', text, re.MULTILINE)[1] == '0.06'
+    assert re.findall(r'xmax = (\S+)\n +text = "(.*)"', text)[-1] == ('0.06', '')
 
 
 def test_bad_utterances_are_named_and_the_others_aligned(trained, kaldi_copy, tmp_path, caplog):
