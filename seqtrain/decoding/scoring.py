@@ -53,9 +53,11 @@ class WerResult:
         errors, words = drawn.T
         wordless = np.where(errors > 0, np.inf, 0.0)
         rates = np.where(words > 0, errors / np.maximum(words, 1.0), wordless)
-        # Between a number and inf there is nothing to interpolate.
-        method = 'linear' if np.isfinite(rates).all() else 'inverted_cdf'
-        low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2], method=method)
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        if np.isfinite(rates).all():
+            low, high = np.quantile(rates, ends)
+        else:  # between a number and inf there is nothing to interpolate
+            low, high = np.quantile(rates, ends, method='inverted_cdf')
         return float(low), float(high)
 
     def __str__(self) -> str:
