@@ -132,6 +132,8 @@ def sequence(
 ) -> Criterion:
     """Minus the sequence criterion per frame, with its regularisers.
 
+    An utterance that the criterion masks is left out of all terms.
+
     Args:
       log_prior: for the cross-entropy of F-smoothing.
       denominator: shared by all utterances; None takes the batch's lattices.
@@ -141,31 +143,31 @@ def sequence(
     def criterion(logits, lengths, batch):
         graph = batch.denominators if denominator is None else denominator
         out = outcome(logits, lengths, batch, graph, config)
-        frames = _frames(jnp.where(out.valid, lengths, 0))
+        kept = jnp.where(out.valid, lengths, 0)
+        frames = _frames(kept)
         scale = 1.0 / jnp.maximum(frames, 1)
         value = out.value.sum() * scale
         loss = -value
         if config.output_l2:
-            loss += config.output_l2 * losses.output_l2(logits, lengths).sum() * scale
+            loss += config.output_l2 * losses.output_l2(logits, kept).sum() * scale
         if config.ce_weight:
-            ce = losses.cross_entropy(logits + log_prior, batch.labels, lengths).sum()
+            ce = losses.cross_entropy(logits + log_prior, batch.labels, kept).sum()
             loss += config.ce_weight * ce * scale
         metrics = {'value': value, 'frames': frames, 'valid': out.valid, 'reason': out.reason}
         if denominator is None:
-            metrics |= _occupancies(config.acoustic_scale * logits, lengths, batch, out.valid)
+            metrics |= occupancies(config.acoustic_scale * logits, kept, batch)
         return loss, metrics
 
     return criterion
 
 
-def _occupancies(scores, lengths, batch, valid) -> Metrics:
-    """Occupancies per frame of both lattices, 1 in a sound batch."""
+def occupancies(scores, lengths, batch: DeviceBatch) -> Metrics:
+    """Occupancies per frame of both lattices, 1 in a sound batch; no gradient."""
     scores = jax.lax.stop_gradient(scores)
-    frames = jnp.where(valid, lengths, 0)
     sides = {'numerator': batch.numerators, 'denominator': batch.denominators}
     return {
-        f'{name}_occupancy': ops.occupancies(scores, frames, graph)[1].sum()
-        / jnp.maximum(frames.sum(), 1)
+        f'{name}_occupancy': ops.occupancies(scores, lengths, graph)[1].sum()
+        / jnp.maximum(lengths.sum(), 1)
         for name, graph in sides.items()
     }
 

@@ -73,15 +73,46 @@ def test_regularisers_are_added(setting):
     assert float(both['loss']) == pytest.approx(float(plain + 0.3 * ce + 0.01 * l2), rel=1e-5)
 
 
-def test_an_infeasible_utterance_changes_no_other_gradient(setting):
+REGULARISERS = [{}, {'ce_weight': 0.3}, {'output_l2': 0.01}]
+
+
+@pytest.mark.parametrize('weights', REGULARISERS)
+def test_an_infeasible_utterance_changes_no_other_gradient(setting, weights):
     network, params, batch, log_prior, den = setting
     short = dataclasses.replace(batch, lengths=np.array([60, 45, 6], np.int32))
     left_out = dataclasses.replace(batch, lengths=np.array([60, 45, 0], np.int32))
-    step = sequence_step(network)
+    step = sequence_step(network, **weights)
     gradients, metrics = step(params, short, log_prior, den)
     np.testing.assert_array_equal(metrics['valid'], [True, True, False])
     assert losses.Reason(int(metrics['reason'][2])) == losses.Reason.TOO_SHORT
-    assert_trees_close(gradients, step(params, left_out, log_prior, den)[0])
+    expected, also = step(params, left_out, log_prior, den)
+    assert_trees_close(gradients, expected)
+    assert float(metrics['loss']) == pytest.approx(float(also['loss']), rel=1e-6)
+
+
+@pytest.mark.parametrize('weights', REGULARISERS)
+def test_a_batch_without_a_feasible_utterance_has_no_gradient(setting, weights):
+    network, params, batch, log_prior, den = setting
+    short = dataclasses.replace(batch, lengths=np.array([3, 1, 6], np.int32))
+    gradients, metrics = sequence_step(network, **weights)(params, short, log_prior, den)
+    assert not metrics['valid'].any()
+    assert float(metrics['loss']) == float(metrics['gradient_norm']) == 0
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize('weights', REGULARISERS)
+def test_an_utterance_that_is_not_finite_leaves_the_loss_alone(setting, weights):
+    _, _, batch, log_prior, den = setting
+    phones = tuple(TOPOLOGY.phone_of_pdf().tolist())
+    criterion = steps.sequence(log_prior, den, steps.SequenceConfig('mmi', phones, **weights))
+    logits = np.random.default_rng(1).normal(size=(3, 20, TOPOLOGY.num_pdfs)).astype(np.float32)
+    broken = logits.copy()
+    broken[1, 3, 0] = np.nan
+    lengths = np.array([20, 15, 20], np.int32)
+    loss, metrics = criterion(broken, lengths, batch)
+    np.testing.assert_array_equal(metrics['valid'], [True, False, True])
+    expected, _ = criterion(logits, lengths * metrics['valid'], batch)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_cross_entropy_step(setting):
