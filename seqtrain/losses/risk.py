@@ -27,6 +27,7 @@ def frame_accuracy(
     classes: Sequence[int] | None = None,
     silence: Sequence[int] = (),
     one_silence_class: bool = True,
+    max_silence_error: float = 1.0,
     per_segment: bool = False,
 ) -> Scores:
     """What a path earns for being in pdf p in frame t, given the reference alignment.
@@ -43,6 +44,9 @@ def frame_accuracy(
         states for state accuracy, phones for phone accuracy.
       silence: pdfs of silence.
       one_silence_class: see above.
+      max_silence_error: what a silence pdf loses at most where the reference is not silent. Kaldi's
+        boosted MMI has 0 (LatticeBoost in lattice-functions.cc, nnet3-discriminative-training):
+        paths with more silence are not taken for rivals with more errors.
       per_segment: divides by the length of the reference segment (a run of one class), so that
         a wholly correct phone earns 1 instead of its duration: accuracy then counts phones.
 
@@ -50,8 +54,11 @@ def frame_accuracy(
       f32[B, T, P].
 
     Raises:
-      ValueError: classes of another length than P, silence pdfs outside 0..P−1.
+      ValueError: classes of another length than P, silence pdfs outside 0..P−1, a max_silence_error
+        outside 0..1.
     """
+    if not 0 <= max_silence_error <= 1:
+        raise ValueError(f'max_silence_error must lie between 0 and 1; got {max_silence_error}.')
     kind = np.arange(num_pdfs) if classes is None else np.asarray(classes)
     if kind.shape != (num_pdfs,):
         raise ValueError(f'classes must hold one class for each of {num_pdfs} pdfs.')
@@ -62,12 +69,15 @@ def frame_accuracy(
         is_silence[np.asarray(silence)] = True
         if one_silence_class:
             kind = np.where(is_silence, kind.max() + 1, kind)
+    silent = jnp.asarray(is_silence)
     known = (labels >= 0) & (labels < num_pdfs)
     reference = jnp.where(known, jnp.asarray(kind)[jnp.where(known, labels, 0)], -1)
     right = (reference[:, :, None] == jnp.asarray(kind)[None, None, :]) & known[:, :, None]
     if not one_silence_class:
-        right = right & ~jnp.asarray(is_silence)[None, None, :]
+        right = right & ~silent
     accuracy = right.astype(jnp.float32)
+    speech = known & ~silent[jnp.where(known, labels, 0)]
+    accuracy += jnp.where(speech[:, :, None] & silent & ~right, 1 - max_silence_error, 0.0)
     return accuracy / _segment_lengths(reference)[:, :, None] if per_segment else accuracy
 
 

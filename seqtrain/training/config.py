@@ -199,6 +199,9 @@ def _sequence() -> ml_collections.ConfigDict:
     part.criterion = 'mmi'  # or smbr, mpe
     part.graph = 'lattice_free'  # or lattice: see the section lattice
     part.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
+    part.max_silence_error = (
+        0.0  # boost: of silence where there is speech; 0 as in Kaldi, or up to 1
+    )
     part.updates = 150
     part.learning_rate = 1e-3
     part.final_learning_rate = 1e-4  # exponential decay

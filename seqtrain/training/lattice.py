@@ -64,18 +64,18 @@ class LatticeConfig:
     def __post_init__(self):
         if self.mode not in _MODES:
             raise ValueError(f'config.lattice.mode is {self.mode!r}; choose {", ".join(_MODES)}.')
-        for name in ('epochs_per_lattice', 'word_lm_order', 'threads', 'batches_per_block'):
+        counts = ('epochs_per_lattice', 'word_lm_order', 'threads', 'batches_per_block')
+        for name in ('max_active', *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; at least 1.')
+        for name in ('beam', 'lattice_beam', 'acoustic_scale'):
+            if not getattr(self, name) > 0:
+                raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; above 0.')
         if self.correction and self.mode != 'outer':
             raise ValueError('config.lattice.correction belongs to config.lattice.mode=outer.')
 
     def generator(self, graph: DecodingGraph) -> LatticeGenerator:
-        """The search with these settings.
-
-        Raises:
-          ValueError: a beam, a scale or max_active that is not positive.
-        """
+        """The search with these settings."""
         return LatticeGenerator(
             graph, self.beam, self.lattice_beam, self.max_active, self.acoustic_scale
         )

@@ -43,9 +43,10 @@ def on_lattices(config: ml_collections.ConfigDict) -> bool:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for lattice fields that contradict each other or the rest."""
+    """Raises ValueError for fields of the sequence stage that contradict each other or the rest."""
     if on_lattices(config):
         lattice_config(config)
+    _criterion(config)
 
 
 def lattice_config(config: ml_collections.ConfigDict) -> LatticeConfig:
@@ -143,15 +144,22 @@ def _outer(
 
 def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> steps.SequenceConfig:
     """The criterion of the sequence stage."""
-    names = ('criterion', 'boost', 'leaky', 'ce_weight', 'output_l2', 'one_silence_class')
+    states = topology.state_of_pdf().tolist() if config.sequence.state_accuracy else ()
+    return dataclasses.replace(
+        _criterion(config),
+        phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
+        state_of_pdf=tuple(states),
+    )
+
+
+def _criterion(config: ml_collections.ConfigDict) -> steps.SequenceConfig:
+    """What the config alone says of the criterion, without the tables of a topology."""
+    names = ('criterion', 'boost', 'max_silence_error', 'leaky')
+    names += ('ce_weight', 'output_l2', 'one_silence_class')
     # Paths that the search left out have less than exp(−lattice beam) of the best one's mass.
     outside = math.exp(-config.lattice.lattice_beam)
     return steps.SequenceConfig(
         **pick(config.sequence, *names),
-        phone_of_pdf=tuple(topology.phone_of_pdf().tolist()),
-        state_of_pdf=tuple(topology.state_of_pdf().tolist())
-        if config.sequence.state_accuracy
-        else (),
         acoustic_scale=config.lattice.acoustic_scale if on_lattices(config) else 1.0,
         drop_below=outside if config.sequence.drop_frames else None,
     )

@@ -99,6 +99,7 @@ class SequenceConfig:
       state_of_pdf: the HMM state of every pdf: 'smbr' counts frames in the right state, whether the
         pdf is the one that enters it or loops, and whatever the context; empty: the right pdf.
       boost: b of boosted MMI; 0 is plain MMI.
+      max_silence_error: of `boost`, see `losses.frame_accuracy`; 1 boosts silence like any phone.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
       ce_weight: λ of F-smoothing, L = L_sequence + λ·L_CE (Su et al. 2013), per frame.
       output_l2: weight of ½·‖logits‖² per frame.
@@ -111,6 +112,7 @@ class SequenceConfig:
     phone_of_pdf: tuple[int, ...] = ()
     state_of_pdf: tuple[int, ...] = ()
     boost: float = 0.0
+    max_silence_error: float = 0.0
     leaky: float = 0.0
     ce_weight: float = 0.0
     output_l2: float = 0.0
@@ -121,6 +123,13 @@ class SequenceConfig:
     def __post_init__(self):
         if self.criterion not in ('mmi', 'smbr', 'mpe'):
             raise ValueError(f'criterion is {self.criterion!r}; choose mmi, smbr or mpe.')
+        for name in ('ce_weight', 'output_l2'):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must not be negative.')
+        if not 0 <= self.max_silence_error <= 1:
+            raise ValueError(
+                f'max_silence_error is {self.max_silence_error}; choose one between 0 and 1.'
+            )
         if self.boost and self.criterion != 'mmi':
             raise ValueError(f'boost belongs to mmi; the criterion is {self.criterion!r}.')
         if self.drop_below is not None and self.criterion != 'mmi':
@@ -185,7 +194,13 @@ def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> loss
         return losses.mpe(logits, lengths, batch.labels, denominator, phones, **options)
     accuracy = None
     if config.boost:
-        accuracy = losses.frame_accuracy(batch.labels, len(phones), classes=phones, silence=silence)
+        accuracy = losses.frame_accuracy(
+            batch.labels,
+            len(phones),
+            classes=phones,
+            silence=silence,
+            max_silence_error=config.max_silence_error,
+        )
     return losses.lf_mmi(
         logits,
         lengths,

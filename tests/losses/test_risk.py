@@ -30,27 +30,36 @@ def run(criterion, logits):
     return out, np.asarray(gradient)
 
 
-def by_hand(labels, classes, silence=(), one_class=True):
+def by_hand(labels, classes, silence=(), one_class=True, silence_error=1.0):
     """Frame accuracies by the definition, one entry at a time."""
     accuracy = np.zeros((*labels.shape, len(classes)))
     for (b, t), ref in np.ndenumerate(labels):
         for p in range(len(classes)):
+            if ref >= 0 and p in silence and ref not in silence:
+                accuracy[b, t, p] = 1 - silence_error
+                continue
             if ref < 0 or (p in silence and not one_class):
                 continue
             both_silent = p in silence and ref in silence
-            only_one = (p in silence) != (ref in silence)
-            accuracy[b, t, p] = both_silent or (classes[p] == classes[ref] and not only_one)
+            one_silent = ref in silence and p not in silence
+            accuracy[b, t, p] = both_silent or (classes[p] == classes[ref] and not one_silent)
     return accuracy
 
 
 @pytest.mark.parametrize('one_class', [True, False])
 @pytest.mark.parametrize('silence', [(), (0,), (0, 2)])
-def test_frame_accuracy(one_class, silence):
+@pytest.mark.parametrize('silence_error', [1.0, 0.25, 0.0])
+def test_frame_accuracy(one_class, silence, silence_error):
     labels = np.array([[0, 1, 2, 3, -1, 0]], np.int32)
     got = losses.frame_accuracy(
-        jnp.asarray(labels), 4, silence=silence, one_silence_class=one_class
+        jnp.asarray(labels),
+        4,
+        silence=silence,
+        one_silence_class=one_class,
+        max_silence_error=silence_error,
     )
-    np.testing.assert_array_equal(got, by_hand(labels, [0, 1, 2, 3], silence, one_class))
+    expected = by_hand(labels, [0, 1, 2, 3], silence, one_class, silence_error)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_a_label_of_another_network_earns_nothing():
@@ -154,3 +163,5 @@ def test_bad_input_gets_a_sentence():
         losses.frame_accuracy(labels, 3, classes=[0, 1])
     with pytest.raises(ValueError, match='outside'):
         losses.frame_accuracy(labels, 3, silence=[3])
+    with pytest.raises(ValueError, match='max_silence_error must lie between 0 and 1'):
+        losses.frame_accuracy(labels, 3, silence=[0], max_silence_error=2)

@@ -203,6 +203,14 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
         ({'sequence__graph': 'lettuce'}, 'choose lattice_free or lattice'),
         ({'sequence__leaky': 0.1}, 'for lattice-free graphs'),
         ({'lattice__threads': 0}, 'at least 1'),
+        ({'lattice__max_active': 0}, r'config\.lattice\.max_active is 0; at least 1'),
+        ({'lattice__beam': -1.0}, r'config\.lattice\.beam is -1\.0; above 0'),
+        ({'lattice__lattice_beam': -1e4}, 'above 0'),
+        ({'lattice__acoustic_scale': 0.0}, 'above 0'),
+        ({'sequence__criterion': 'sMBR'}, 'choose mmi, smbr or mpe'),
+        ({'sequence__criterion': 'smbr', 'sequence__boost': 0.1}, 'boost belongs to mmi'),
+        ({'sequence__criterion': 'smbr', 'sequence__drop_frames': True}, 'drop_frames belongs'),
+        ({'sequence__graph': 'lattice_free', 'sequence__ce_weight': -1.0}, 'must not be negative'),
         (
             {
                 'lattice__mode': 'epoch',
@@ -213,6 +221,9 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
         ),
     ],
 )
-def test_contradictions_are_refused(lattice_config, tmp_path, fields, message):
+def test_contradictions_are_refused_before_anything_is_trained(
+    lattice_config, tmp_path, fields, message
+):
     with pytest.raises(ValueError, match=message):
-        experiment.run(lattice_config(bootstrap__rounds=1, **fields), tmp_path, quiet=True)
+        experiment.run(lattice_config(**fields), tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())

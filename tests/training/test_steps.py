@@ -162,6 +162,30 @@ def test_every_criterion_has_zero_row_sums_and_a_descent_direction(setting, weig
     assert float(step(moved, batch, log_prior, den)[1]['loss']) < float(metrics['loss'])
 
 
+@pytest.mark.parametrize(('settings', 'error'), [({}, 0.0), ({'max_silence_error': 1.0}, 1.0)])
+def test_silence_is_an_error_of_its_own_size_where_rivals_are_boosted(setting, settings, error):
+    """exp(b · errors) as in Kaldi: silence in place of speech counts max_silence_error."""
+    _, _, batch, log_prior, den = setting
+    phones = TOPOLOGY.phone_of_pdf()
+    config = steps.SequenceConfig('mmi', tuple(phones.tolist()), boost=0.7, **settings)
+    logits = np.random.default_rng(1).normal(size=(3, 20, len(phones))).astype(np.float32)
+    lengths = np.array([20, 15, 20], np.int32)
+    labels = np.maximum(batch.labels, 0)
+    wrong = np.where(phones == 0, error, 1.0) * (phones[labels][:, :, None] != phones)
+
+    def by_errors(a):
+        accuracy = (1 - wrong).astype(np.float32)
+        out = losses.lf_mmi(a, lengths, batch.numerators, den, boost=0.7, accuracy=accuracy)
+        return -out.value.sum() / 55
+
+    with_labels = dataclasses.replace(batch, labels=labels)
+    criterion = steps.sequence(log_prior, den, config)
+    (loss, _), gradient = jax.value_and_grad(criterion, has_aux=True)(logits, lengths, with_labels)
+    expected, slope = jax.value_and_grad(by_errors)(logits)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-6)
+
+
 def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
     network, params, batch, log_prior, den = setting
     # The reference only loops, so that a frame which enters a state has the right state alone.
@@ -176,9 +200,15 @@ def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
 
 @pytest.mark.parametrize(
     ('weights', 'message'),
-    [({'criterion': 'mbr'}, 'choose mmi'), ({'criterion': 'mpe', 'boost': 0.1}, 'belongs to mmi')],
+    [
+        ({'criterion': 'mbr'}, 'choose mmi'),
+        ({'criterion': 'mpe', 'boost': 0.1}, 'belongs to mmi'),
+        ({'ce_weight': -1.0}, 'must not be negative'),
+        ({'output_l2': float('nan')}, 'must not be negative'),
+        ({'max_silence_error': 1.5}, 'between 0 and 1'),
+    ],
 )
-def test_an_unknown_criterion_is_refused(weights, message):
+def test_impossible_criteria_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         steps.SequenceConfig(**weights)
 
