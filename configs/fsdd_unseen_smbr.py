@@ -6,7 +6,8 @@ The recordings are looked for in $SEQTRAIN_DATA/fsdd_unseen (../shared/data wher
 Other criteria: --config.sequence.criterion=mmi (or mpe).
 
 Measured over three seeds (RESULTS.md): 12.2 ± 2.9 % word errors after cross-entropy, 11.2 ± 1.4 %
-after lattice sMBR, 10.0 ± 0.8 % after MMI, 9.9 ± 0.8 % after boosted MMI (sequence.boost=0.1).
+after lattice sMBR, 10.0 ± 0.8 % after MMI, 9.9 ± 0.8 % after boosted MMI (sequence.boost=0.1,
+sequence.max_silence_error=1).
 """
 
 from seqtrain.training import config as config_lib
