@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -26,6 +26,9 @@ _MODES = ('decode', 'epoch', 'outer')
 # Room above what a first look at the data needs.
 _MARGIN = 1.25
 _MULTIPLE = 64
+# What the summary of several batches adds up.
+_ADDED = ('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s')
+_ADDED += ('oracle_errors', 'oracle_words')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +165,9 @@ class LatticeMaker:
 
     def make(
         self, logits: np.ndarray, lengths: np.ndarray, indices: np.ndarray, bucket: int
-    ) -> tuple[list[Made | None], float]:
-        """Lattices of a batch's utterances, None for padding rows; and the seconds it took.
+    ) -> tuple[list[Made | None], float, float]:
+        """Lattices of a batch's utterances, None for padding rows; the seconds it took; and seconds
+        of the utterances that got theirs.
 
         Args:
           logits: f32[B, U, P], scaled log-likelihoods.
@@ -186,7 +190,10 @@ class LatticeMaker:
                 made = list(pool.map(one, rows))
         else:
             made = [one(row) for row in rows]
-        return made, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        good = [row for row, one in enumerate(made) if one is not None and not one.reason]
+        frames = sum(len(self.data.features.features[indices[row]]) for row in good)
+        return made, seconds, frames * self.frame_shift_s
 
     def utterance(self, logits: np.ndarray, index: int, bucket: int, look: bool = False) -> Made:
         """The lattices of one utterance; its trouble comes back as a reason.
@@ -237,10 +244,6 @@ class LatticeMaker:
             for fsas, (states, arcs) in zip((numerators, denominators), sizes, strict=True)
         )
         return above, below
-
-    def audio_s(self, index: int) -> float:
-        """Seconds of an utterance."""
-        return len(self.data.features.features[index]) * self.frame_shift_s
 
     def _frames(self, bucket: int) -> int:
         return -(-self.data.buckets.shapes[bucket][1] // self.data.subsampling)
@@ -299,31 +302,51 @@ def denominator_graph(
 def merged(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """One summary of several batches': times and counts are added, the rest are means.
 
-    The speed is that of all of them together.
+    Speed and oracle WER are those of all of them together.
     """
-    added = ('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s')
     result = {}
     for name in sorted({name for one in found for name in one}):
         values = [one[name] for one in found if name in one]
-        result[name] = sum(values) / (1 if name in added else len(values))
-    if 'lattice_speed' in result:
-        audio_s = sum(one['lattice_s'] * one.get('lattice_speed', 0.0) for one in found)
-        result['lattice_speed'] = audio_s / result['lattice_s']
+        result[name] = sum(values) / (1 if name in _ADDED else len(values))
+    return result | rates(found)
+
+
+def rates(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """`lattice_speed` and `oracle_wer` of several batches together, where any of them has one."""
+    timed = [one for one in found if 'lattice_speed' in one]
+    words = sum(one.get('oracle_words', 0) for one in found)
+    result = {}
+    if timed:
+        audio_s = sum(one['lattice_s'] * one['lattice_speed'] for one in timed)
+        result['lattice_speed'] = audio_s / sum(one['lattice_s'] for one in timed)
+    if words:
+        result['oracle_wer'] = sum(one.get('oracle_errors', 0) for one in found) / words
     return result
 
 
 def summary(made: Sequence[Made | None], seconds: float, audio_s: float) -> dict[str, float]:
-    """What a batch's lattices were like, for the log; times in seconds."""
+    """What a batch's lattices were like, for the log.
+
+    Args:
+      made: of the batch.
+      seconds: that the search took.
+      audio_s: seconds of the utterances that got their lattices from it.
+
+    Returns:
+      Times in seconds, the speed in times real time; no depth where there is no lattice, no speed
+      where none was made, no oracle WER where no words were looked at.
+    """
     good = [one for one in made if one is not None and not one.reason]
-    words = sum(one.words for one in good)
     found: dict[str, float] = {
-        'lattice_depth': sum(one.depth for one in good) / max(1, len(good)),
         'lattice_failed': sum(one is not None and bool(one.reason) for one in made),
         'lattice_pruned': sum(one.pruned for one in good),
         'lattice_s': seconds,
     }
-    if seconds:
-        found['lattice_speed'] = audio_s / seconds  # times real time
-    if words:
-        found['oracle_wer'] = sum(one.oracle_errors for one in good) / words
+    if good:
+        found['lattice_depth'] = sum(one.depth for one in good) / len(good)
+    if seconds and audio_s:
+        found['lattice_speed'] = audio_s / seconds
+    if words := sum(one.words for one in good):
+        errors = sum(one.oracle_errors for one in good)
+        found |= {'oracle_errors': errors, 'oracle_words': words, 'oracle_wer': errors / words}
     return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from seqtrain.lattices import oracle_errors
 from seqtrain.lattices.drawing import to_svg
+from seqtrain.training import lattice
 from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.monitor import Update
 
@@ -18,19 +19,21 @@ CURVES = ('lattice_depth', 'oracle_wer', 'lattice_speed', 'lattice_idle_s')
 def summary(updates: Sequence[Update], stage: str) -> dict[str, Any]:
     """Rates of a stage on lattices; empty where it was on none.
 
-    `lattice_speed` is audio over search seconds, times real time, of one replica's thread;
-    `device_idle_share` the share of the time that replicas' devices waited for lattices.
+    `lattice_speed` is audio that got lattices over search seconds, times real time, of one
+    replica's thread; `lattice_depth` the mean over batches; batches without a lattice count in
+    neither. `lattice_oracle_wer` is errors over words of the utterances that were looked at, one
+    of each batch; `device_idle_share` the share of the time that replicas' devices waited for
+    lattices.
     """
     rows = [u for u in updates if u.stage == stage and 'lattice_s' in u.metrics]
     if not rows:
         return {}
-    seconds = sum(u.metrics['lattice_s'] for u in rows)
-    audio = sum(u.metrics['lattice_s'] * u.metrics.get('lattice_speed', 0.0) for u in rows)
-    oracle = [u.metrics['oracle_wer'] for u in rows if 'oracle_wer' in u.metrics]
+    rates = lattice.rates([u.metrics for u in rows])
+    depths = [u.metrics['lattice_depth'] for u in rows if 'lattice_depth' in u.metrics]
     return {
-        'lattice_speed': audio / seconds if seconds else 0.0,
-        'lattice_depth': float(np.mean([u.metrics['lattice_depth'] for u in rows])),
-        'lattice_oracle_wer': float(np.mean(oracle)) if oracle else None,
+        'lattice_speed': rates.get('lattice_speed', 0.0),
+        'lattice_depth': float(np.mean(depths)) if depths else 0.0,
+        'lattice_oracle_wer': rates.get('oracle_wer'),
         'lattices_failed': len({index for u in rows for index, _ in u.reasons}),
         'lattices_pruned': int(sum(u.metrics['lattice_pruned'] for u in rows)),
         'device_idle_share': _idle_share(rows),

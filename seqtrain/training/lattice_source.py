@@ -230,16 +230,14 @@ class LatticeSource:
     ) -> _Prepared:
         """The thread's part: search, pack, put on the device."""
         work = self._work
-        made: list[Made | None] = []
-        seconds = 0.0
+        seconds = audio_s = 0.0
         if scored is not None:
             logits, lengths = (np.asarray(x) for x in scored)
-            made, seconds = work.maker.make(logits, lengths, missing, lease.bucket)
+            made, seconds, audio_s = work.maker.make(logits, lengths, missing, lease.bucket)
             for row, one in enumerate(made):
                 if one is not None:
                     entries[row] = Entry(one, pulled.versions)
             self._keep(lease, missing, entries, pulled)
-        audio_s = sum(work.maker.audio_s(int(i)) for i in missing if i >= 0)
         all_made = [entry.made for entry in entries if entry is not None]
         metrics = lattice.summary(all_made, seconds, audio_s)
         return _Prepared(entries, self._graphs(lease, entries), metrics)

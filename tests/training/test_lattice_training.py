@@ -3,11 +3,13 @@
 import math
 import types
 
+import numpy as np
 import pytest
 
 from seqtrain.exchange import Event, ReplayError, eventlog
 from seqtrain.lattices import LatticeGenerator, LatticePair
 from seqtrain.training import experiment, lattice, lattice_replay, monitor, replay
+from seqtrain.training.lattice import Made
 
 
 @pytest.fixture
@@ -32,11 +34,39 @@ def test_the_speed_of_several_batches_is_that_of_all_their_audio():
     slow = {'lattice_s': 9.0, 'lattice_speed': 1.0, 'lattice_depth': 2.0}
     fast = {'lattice_s': 1.0, 'lattice_speed': 10.0, 'lattice_depth': 4.0}
     known = {'lattice_s': 0.0, 'lattice_depth': 3.0}
-    assert lattice.merged([slow, fast, known]) == {
-        'lattice_s': 10.0,
+    failed = {'lattice_s': 2.0}
+    assert lattice.merged([slow, fast, known, failed]) == {
+        'lattice_s': 12.0,
         'lattice_speed': 1.9,
         'lattice_depth': 3.0,
     }
+
+
+def test_the_oracle_wer_of_several_batches_is_errors_over_words():
+    made = [[Made(words=1, oracle_errors=1)], [Made(), Made(words=9)], [Made(words=0)]]
+    found = [lattice.summary(some, 1.0, 1.0) for some in made]
+    assert [one.get('oracle_wer') for one in found] == [1.0, 0.0, None]
+    together = lattice.merged(found)
+    assert (together['oracle_errors'], together['oracle_words']) == (1, 10)
+    assert together['oracle_wer'] == pytest.approx(0.1)
+
+
+def test_a_batch_without_a_lattice_has_neither_depth_nor_speed():
+    found = lattice.summary([Made(reason='no path'), None], 2.0, 0.0)
+    assert found == {'lattice_failed': 1, 'lattice_pruned': 0, 'lattice_s': 2.0}
+
+
+def test_only_audio_that_got_lattices_counts_for_the_speed():
+    class SomeFail(lattice.LatticeMaker):
+        def utterance(self, logits, index, bucket, look=False):
+            return Made(reason='' if index else 'no path')
+
+    features = types.SimpleNamespace(features=[np.zeros((n, 1)) for n in (500, 100, 20)])
+    maker = SomeFail(None, types.SimpleNamespace(features=features))
+    logits, lengths = np.zeros((4, 1, 1)), np.ones(4, int)
+    made, _, audio_s = maker.make(logits, lengths, np.array([2, -1, 0, 1]), 0)
+    assert [one and one.reason for one in made] == ['', None, 'no path', '']
+    assert audio_s == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize(
