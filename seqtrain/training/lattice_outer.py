@@ -70,11 +70,11 @@ class Outer:
 
 
 def make_outer(network: Network, config: SequenceConfig, correction: bool):
-    """Compiles `outer(params, batch) -> (Outcome, derivative, logits, curvature)`.
+    """Compiles `outer(params, batch) -> (Outcome, derivative, logits, curvature, occupancies)`.
 
     The criterion alone, without regularisers, on batches with lattices; derivative f32[B, U, P] is
     that of each utterance's value with respect to its logits. Logits and curvature are None unless
-    there is to be a correction.
+    there is to be a correction. Occupancies: see `steps.occupancies`.
     """
 
     @jax.jit
@@ -90,11 +90,13 @@ def make_outer(network: Network, config: SequenceConfig, correction: bool):
         curvature = None
         if correction:
             curvature = _curvature(out, derivative, config.acoustic_scale)
+        kept = jnp.where(out.valid, lengths, 0)
         return (
             out.replace(occupancy=None),
             derivative,
             logits if correction else None,
             curvature,
+            steps.occupancies(config.acoustic_scale * logits, kept, batch),
         )
 
     return outer

@@ -230,27 +230,28 @@ class LatticeSource:
     ) -> _Prepared:
         """The thread's part: search, pack, put on the device."""
         work = self._work
-        seconds = audio_s = 0.0
+        seconds, audio_s, facts = 0.0, 0.0, {}
         if scored is not None:
             logits, lengths = (np.asarray(x) for x in scored)
             made, seconds, audio_s = work.maker.make(logits, lengths, missing, lease.bucket)
             for row, one in enumerate(made):
                 if one is not None:
                     entries[row] = Entry(one, pulled.versions)
-            self._keep(lease, missing, entries, pulled)
+            facts = self._keep(lease, missing, entries, pulled)
         all_made = [entry.made for entry in entries if entry is not None]
-        metrics = lattice.summary(all_made, seconds, audio_s)
+        metrics = lattice.summary(all_made, seconds, audio_s) | facts
         return _Prepared(entries, self._graphs(lease, entries), metrics)
 
     def _keep(
         self, lease: Lease, missing: np.ndarray, entries: list[Entry | None], pulled: Pulled
-    ) -> None:
-        """Stores the new entries, for the modes that use them again."""
+    ) -> dict[str, float]:
+        """Stores the new entries, for the modes that use them again; returns further metrics."""
         if self._work.config.mode == 'decode':
-            return
+            return {}
         for index, entry in zip(missing, entries, strict=True):
             if index >= 0 and entry is not None:
                 self._work.store.put(int(index), self._work.period(lease), entry)
+        return {}
 
     def _graphs(self, lease: Lease, entries: Sequence[Entry | None]) -> Any:
         graphs = self._work.maker.pack([e.made if e else None for e in entries], lease.bucket)
@@ -322,7 +323,7 @@ class BlockSource(LatticeSource):
 
     def _keep(
         self, lease: Lease, missing: np.ndarray, entries: list[Entry | None], pulled: Pulled
-    ) -> None:
+    ) -> dict[str, float]:
         """Outer derivatives of the new lattices, which are not needed any more."""
         work = self._work
         assert work.outer is not None
@@ -334,7 +335,8 @@ class BlockSource(LatticeSource):
         compute = work.outer.compute
         key = (compute, self._device, batch.features.shape, denominators.src.shape)
         self._compile(key, lambda: compute(pulled.params, batch))
-        out, derivative, logits, curvature = jax.device_get(compute(pulled.params, batch))
+        found = jax.device_get(compute(pulled.params, batch))
+        out, derivative, logits, curvature, occupancies = found
         for row, (index, entry) in enumerate(zip(missing, entries, strict=True)):
             if index < 0 or entry is None:
                 continue
@@ -349,6 +351,7 @@ class BlockSource(LatticeSource):
                 outer = Outer(float(out.value[row]), derivative[row, :size].copy(), *kept)
             entries[row] = Entry(made, entry.versions, outer)
         super()._keep(lease, missing, entries, pulled)
+        return {name: float(x) for name, x in occupancies.items()} if out.valid.any() else {}
 
 
 def age(now: Versions, then: Versions) -> int:

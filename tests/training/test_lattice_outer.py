@@ -105,7 +105,12 @@ def test_curvature_is_that_of_single_logits():
         features, np.array([9]), np.zeros((1, 3), np.int32), graphs[0], np.uint32(0), graphs[1]
     )
     config = steps.SequenceConfig(acoustic_scale=0.7)
-    _, derivative, logits, curvature = make_outer(network, config, True)(params, batch)
+    outer = make_outer(network, config, True)
+    _, derivative, logits, curvature, occupancies = outer(params, batch)
+    assert {name: float(x) for name, x in occupancies.items()} == {
+        'numerator_occupancy': pytest.approx(1, abs=1e-5),
+        'denominator_occupancy': pytest.approx(1, abs=1e-5),
+    }
 
     def slope(a):
         def value(a):

@@ -157,6 +157,11 @@ def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correctio
         # The first push of each block tells of its lattices, of the first block too, whose lease
         # is completed twice (shapes are compiled in between).
         assert ['lattice_depth' in row.metrics for row in rows] == [True, False] * 8
+        # Occupancies are of new lattices: those of every other epoch.
+        told = [row.metrics for row in rows if 'denominator_occupancy' in row.metrics]
+        assert len(told) == 4
+        for side in ('numerator_occupancy', 'denominator_occupancy'):
+            assert [metrics[side] for metrics in told] == pytest.approx([1.0] * 4, abs=1e-5)
 
 
 @pytest.mark.parametrize('ahead', [True, pytest.param(False, marks=SLOW)])
