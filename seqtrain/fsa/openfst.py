@@ -148,14 +148,14 @@ def _read_text(path: pathlib.Path) -> Fsa:
         if not fields:
             continue
         where = f'{path}:{number}'
-        state = _state(fields[0], where, len(lines))
+        state = state_number(fields[0], where, len(lines))
         start = state if start is None else start
         if len(fields) <= 2:
             if state in finals:
                 raise FsaError(f'{where}: state {state} is made final a second time.')
             finals[state] = _log_weight(fields[1], where) if len(fields) == 2 else 0.0
             continue
-        dst = _state(fields[1], where, len(lines))
+        dst = state_number(fields[1], where, len(lines))
         labels, rest = (fields[2:4], fields[4:]) if transducer else (fields[2:3] * 2, fields[3:])
         ilabel, olabel = (_integer(label, where, 'label') for label in labels)
         _check_labels(ilabel, olabel, where)
@@ -208,7 +208,17 @@ def _integer(text: str, where: str, what: str) -> int:
         raise FsaError(f'{where}: {what} {text!r} is not an integer.') from None
 
 
-def _state(text: str, where: str, num_lines: int) -> int:
+def state_number(text: str, where: str, num_lines: int) -> int:
+    """A state's number as it stands in a file.
+
+    Args:
+      text: the number.
+      where: file and line, for the sentence.
+      num_lines: of the file.
+
+    Raises:
+      FsaError: no number, a negative one, or one that so few lines do not reach.
+    """
     state = _integer(text, where, 'state')
     if not 0 <= state < _MAX_STATES_PER_LINE * (num_lines + 1):
         raise FsaError(

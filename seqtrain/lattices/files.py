@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from seqtrain.fsa.fsa import NEG_INF
+from seqtrain.fsa import openfst
+from seqtrain.fsa.fsa import NEG_INF, FsaError
 from seqtrain.lattices.lattice import EPSILON, Lattice, LatticeError
 from seqtrain.lattices.operations import topological
 
@@ -49,6 +50,7 @@ def read_archive(
     Raises:
       LatticeError: names file and line of what is malformed, or the utterance whose lattice is not
         valid.
+      FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
     result: dict[str, Lattice] = {}
@@ -102,46 +104,75 @@ def _lines(lattice: Lattice):
 class _Rows:
     """Arcs (src, dst, in, out, graph, acoustic) and final states of a lattice, as they are read.
 
+    States are numbered as they appear: the first line's is the start, as Kaldi reads it, and 0.
+
     Attributes:
-      fresh: first number for states in the middle of compact arcs.
+      where: file and line of the line at hand.
+      num_lines: of the lattice.
+      scale: the acoustic scale, for acoustic weights of final states.
+      form: 'state-level' or 'compact', and the place of the first line that told.
     """
 
-    fresh: int
+    where: str
+    num_lines: int
     scale: float
     arcs: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
     finals: dict[int, float] = dataclasses.field(default_factory=dict)
+    numbers: dict[object, int] = dataclasses.field(default_factory=dict)
+    form: tuple[str, str] = ('', '')
 
     def add(self, fields: list[str]) -> None:
         """Takes over one line; ValueError where it is none of the forms."""
-        if len(fields) in (1, 2):
-            graph, acoustic, labels = _weights(fields[1:])
-            end = int(fields[0])
-            if labels:  # their acoustic weight stands with them, where `rescore` finds it
-                end, self.fresh = self.fresh, self.fresh + 1
-                self._chain(int(fields[0]), end, labels, 0, graph, acoustic)
-                graph = acoustic = 0.0
-            self.finals[end] = graph + self.scale * acoustic
-        elif len(fields) == 3 or (len(fields) == 4 and ',' in fields[3]):
-            src, dst, word = (int(field) for field in fields[:3])
-            graph, acoustic, labels = _weights(fields[3:])
-            self._chain(src, dst, labels or [0], word, graph, acoustic)
-        elif len(fields) in (4, 5):
-            src, dst, ilabel, word = (int(field) for field in fields[:4])
-            graph, acoustic, labels = _weights(fields[4:])
-            if labels:
-                raise ValueError('input labels in a weight beside an input label')
-            self.arcs.append((src, dst, ilabel, word, graph, acoustic))
-        else:
+        if len(fields) > 5:
             raise ValueError(f'{len(fields)} fields')
+        compact_arc = len(fields) == 3 or (len(fields) == 4 and ',' in fields[3])
+        place = 1 if len(fields) < 3 else 3 if compact_arc else 4  # of the weight
+        graph, acoustic, labels = _weights(fields[place:])
+        if place == 4 and labels is not None:
+            raise ValueError('input labels in a weight beside an input label')
+        if len(fields) == 4 and compact_arc and labels is None:
+            raise ValueError(f'no input labels in {fields[3]!r}')
+        if len(fields) > 1:
+            self._check_form('compact' if compact_arc or labels is not None else 'state-level')
+        src = self._state(fields[0])
+        if place == 1:
+            self._end(src, graph, acoustic, labels or [])
+            return
+        dst, word = self._state(fields[1]), _label(fields[place - 1])
+        if compact_arc:
+            self._chain(src, dst, labels or [0], word, graph, acoustic)
+        else:
+            self.arcs.append((src, dst, _label(fields[2]), word, graph, acoustic))
+
+    def _end(self, state: int, graph: float, acoustic: float, labels: list[int]) -> None:
+        if state in self.finals:
+            raise ValueError('a state is made final a second time')
+        self.finals[state] = graph + self.scale * acoustic
+        if labels:  # their acoustic weight stands with them, where `rescore` finds it
+            end = self._between()
+            self._chain(state, end, labels, 0, graph, acoustic)
+            self.finals[state], self.finals[end] = NEG_INF, 0.0
 
     def _chain(self, src, dst, labels: list[int], word: int, graph: float, acoustic: float) -> None:
         """One arc per input label; word and weights stand on the first."""
-        between = list(range(self.fresh, self.fresh + len(labels) - 1))
-        self.fresh += len(between)
-        states = [src, *between, dst]
+        states = [src, *(self._between() for _ in labels[1:]), dst]
         for position, label in enumerate(labels):
             first = (word, graph, acoustic) if position == 0 else (0, 0.0, 0.0)
             self.arcs.append((states[position], states[position + 1], label, *first))
+
+    def _check_form(self, form: str) -> None:
+        """A truncated line of one form may look like a line of the other."""
+        if self.form[0] not in ('', form):
+            raise ValueError(f'a {form} line, but {self.form[1]} is {self.form[0]}: damaged?')
+        self.form = (form, self.form[1] or self.where)
+
+    def _state(self, text: str) -> int:
+        state = openfst.state_number(text, self.where, self.num_lines)
+        return self.numbers.setdefault(state, len(self.numbers))
+
+    def _between(self) -> int:
+        """A state in the middle of a compact arc, or behind the labels of a final weight."""
+        return self.numbers.setdefault(object(), len(self.numbers))
 
 
 def _parse(
@@ -151,20 +182,24 @@ def _parse(
     acoustic_scale: float,
     pdf_of_label: Sequence[int] | None,
 ) -> Lattice:
-    numbers = [int(f) for _, fields in block for f in fields[:2] if f.isdigit()]
-    rows = _Rows(1 + max(numbers, default=0), acoustic_scale)
+    rows = _Rows('', len(block), acoustic_scale)
     for number, fields in block:
+        rows.where = f'{path}:{number}'
         try:
             rows.add(fields)
+        except FsaError as error:
+            raise LatticeError(str(error)) from None
         except ValueError as error:
             raise LatticeError(
-                f'{path}:{number}: {error}; lines are `src dst in out graph,acoustic`, '
+                f'{rows.where}: {error}; lines are `src dst in out graph,acoustic`, '
                 f'`src dst word graph,acoustic,in_in` or `state graph,acoustic` (weights of 0 may '
                 f'be left out).'
             ) from None
-    if not rows.arcs:
+    # An arc of infinite cost is none.
+    arcs = [arc for arc in rows.arcs if arc[4] + arc[5] != NEG_INF]
+    if not arcs:
         raise LatticeError(f'{path}:{block[0][0]}: a lattice without arcs.')
-    src, dst, ilabel, word, graph, acoustic = np.array(rows.arcs, np.float64).T
+    src, dst, ilabel, word, graph, acoustic = np.array(arcs, np.float64).T
     src, dst, ilabel = (column.astype(np.int64) for column in (src, dst, ilabel))
     if pdf_of_label is None:
         pdf = ilabel - 1
@@ -172,11 +207,13 @@ def _parse(
         raise LatticeError(f'{path}:{block[0][0]}: input label {ilabel.max()} has no pdf.')
     else:
         pdf = np.where(ilabel > 0, np.asarray(pdf_of_label)[ilabel], EPSILON)
-    final = np.full(rows.fresh, NEG_INF)
+    final = np.full(len(rows.numbers), NEG_INF)
     final[list(rows.finals)] = list(rows.finals.values())
+    time = _times(path, block, src, dst, ilabel > 0, len(final))
     order = np.argsort(src, kind='stable')
+    order = order[time[src[order]] >= 0]
     return Lattice(
-        time=_times(path, block, src, dst, ilabel > 0, rows.fresh),
+        time=np.maximum(time, 0),
         src=src[order],
         dst=dst[order],
         pdf=pdf[order],
@@ -190,7 +227,7 @@ def _parse(
 
 
 def _times(path, block, src, dst, emitting, num_states: int) -> np.ndarray:
-    """Frames before each state, by walking the arcs from state 0 in topological order."""
+    """Frames before each state, −1 where none of the paths from state 0 leads."""
     time = np.full(num_states, -1, np.int64)
     time[0] = 0
     for _ in range(num_states + 1):
@@ -204,7 +241,7 @@ def _times(path, block, src, dst, emitting, num_states: int) -> np.ndarray:
                 f'is not frame-synchronous.'
             )
         if (time == before).all():
-            return np.maximum(time, 0)
+            return time
     raise LatticeError(f'{path}:{block[0][0]}: the lattice has a cycle.')
 
 
@@ -213,16 +250,25 @@ def _by_time(lattice: Lattice) -> Lattice:
     return topological(lattice).select(np.ones(lattice.num_arcs, bool))
 
 
-def _weights(fields: list[str]) -> tuple[float, float, list[int]]:
-    """Graph and acoustic log-weight (0 where left out) and input labels of a weight field."""
+def _weights(fields: list[str]) -> tuple[float, float, list[int] | None]:
+    """Graph and acoustic log-weight (0 where left out); input labels, None of a state-level one."""
     if not fields:
-        return 0.0, 0.0, []
-    graph, acoustic, labels = [*fields[0].split(','), '', ''][:3]
-    return (
-        0.0 - float(graph or 0),
-        0.0 - float(acoustic or 0),
-        [int(label) for label in labels.split('_') if label],
-    )
+        return 0.0, 0.0, None
+    graph, *others = fields[0].split(',')
+    if len(others) not in (1, 2) or not others[0]:
+        raise ValueError(f'{fields[0]!r} is no weight')
+    acoustic, *rest = others
+    labels = None
+    if rest:
+        labels = [_label(label) for label in rest[0].split('_')] if rest[0] else []
+    return 0.0 - float(graph or 0), 0.0 - float(acoustic), labels
+
+
+def _label(text: str) -> int:
+    label = int(text)
+    if not 0 <= label <= np.iinfo(np.int32).max:
+        raise ValueError(f'label {label}')
+    return label
 
 
 def _cost(log_weight: float) -> str:

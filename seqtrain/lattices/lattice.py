@@ -118,7 +118,7 @@ class Lattice:
             'leads to no state': self.dst >= self.num_states,
             'has a word that is not in the table': (self.word < 0) | (self.word >= len(self.words)),
             'has a pdf below -1': self.pdf < EPSILON,
-            'has a weight that is NaN or +inf': ~(self.graph + self.acoustic < np.inf),
+            'has a weight that is NaN or +inf': ~((self.graph < np.inf) & (self.acoustic < np.inf)),
         }
         if num_pdfs is not None:
             checks[f'has a pdf beyond the model ({num_pdfs} pdfs): a lattice of another model'] = (

@@ -72,9 +72,76 @@ def test_compact_lattices(tmp_path, lattice_paths):
         read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], pdf_of_label=[-1, 0])
 
 
+RENUMBERED = [
+    ({0: 1, 1: 0}, 'u\n{0} {1} 3 1 1,2\n{1} {2} 4 0 1,1\n{2} 0.5,0\n'),
+    ({0: 1, 1: 0}, 'u\n{0} {1} 0 1 1,0\n{1} {2} 3 0 1,2\n{2} 0.5,0\n'),
+    ({0: 2, 1: 0, 2: 1}, 'u\n{0} {1} 3 1 1,2\n{0} {2} 4 2 1,2\n{2} 0,0\n{1} 0.5,0\n'),
+    ({0: 1, 1: 2, 2: 0}, 'u\n{0} {1} 1 1,2,3_4\n{1} {2} 2 1,1,5\n{2} 0.5,0,\n'),
+]
+
+
+@pytest.mark.parametrize(('number', 'text'), RENUMBERED)
+def test_the_first_line_begins_at_the_start_state(tmp_path, lattice_paths, number, text):
+    found = []
+    for numbers in (range(3), [number.get(state, state) for state in range(3)]):
+        (tmp_path / 'lat.txt').write_text(text.format(*numbers))
+        lattice = read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'])['u']
+        found.append(lattice_paths(lattice))
+    assert found[0]
+    assert found[1] == found[0]
+
+
+def test_a_state_that_nothing_reaches_is_left_out(tmp_path, lattice_paths):
+    text = 'u\n1 2 3 1 1,2\n0 1 0 2 5,0\n0 2 4 0 1,1\n2 0.5,0\n'
+    (tmp_path / 'lat.txt').write_text(text)
+    lattice = read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'])['u']
+    assert lattice_paths(lattice) == [((2,), ('x',), -3.5)]
+
+
+@pytest.mark.parametrize(
+    ('text', 'arcs'),
+    [
+        ('0 1 3 1 Infinity,0\n0 1 4 2 1,1\n1 0.5,0\n', 1),
+        ('0 1 3 1 0,Infinity\n0 1 4 2 1,1\n1 0.5,0\n', 1),
+        ('0 1 1 Infinity,Infinity,4_4_4\n0 1 2 1,1,4\n1 0.5,0,\n', 1),
+        ('0 1 2 1,1,4\n0 1 2 1,1,4\n1 0.5,0,4\n2 Infinity,Infinity,\n', 3),
+    ],
+)
+def test_arcs_of_infinite_cost_are_left_out(tmp_path, lattice_paths, text, arcs):
+    (tmp_path / 'lat.txt').write_text(f'u\n{text}')
+    lattice = read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'])['u']
+    assert lattice.num_arcs == arcs
+    assert {words for _, words, _ in lattice_paths(lattice)} == {('y',)}
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
+        ('0 1 3 1 1.5,2.5', '0 1 3 1 1.5', r"lat\.txt:2: '1\.5' is no weight"),
+        ('0 1 3 1 1.5,2.5', '0 1 3 1 1.5,', r"lat\.txt:2: '1\.5,' is no weight"),
+        (
+            '0 1 3 1 1.5,2.5',
+            '0 1 3',
+            r'lat\.txt:3: a state-level line, but .*lat\.txt:2 is compact',
+        ),
+        ('2 1 0 2 0.25,0', '2 1 0', r'lat\.txt:4: a compact line, but .*lat\.txt:2 is state-level'),
+        ('0 1 3 1 1.5,2.5', '0 1 3 1.5,2.5', r"lat\.txt:2: no input labels in '1\.5,2\.5'"),
+        ('3 0.125,0', '3 0.125', r"lat\.txt:6: '0\.125' is no weight"),
+        ('3 0.125,0', '3 0.125,0,', r'lat\.txt:6: a compact line, but'),
+        ('3 0.125,0', '3 0.125,0\n3 0,0', r'lat\.txt:7: a state is made final a second time'),
+        ('2 1 0 2 0.25,0', '-2 1 0 2 0.25,0', r'lat\.txt:4: state -2 in a file of 5 lines'),
+        ('3 0.125,0', '-1 0.125,0', r'lat\.txt:6: state -1'),
+        ('2 1 0 2 0.25,0', f'2 {10**14} 0 2 0.25,0', r'lat\.txt:4: state 100000000000000'),
+        ('0 1 3 1 1.5,2.5', '0 1 -3 1 1.5,2.5', r'lat\.txt:2: label -3'),
+        ('0 1 3 1 1.5,2.5', f'0 1 3 {2**32 + 1} 1.5,2.5', r'lat\.txt:2: label 4294967297'),
+        ('utt-b\n0 1 1 1\n', 'utt-b\n0 1 1 1,2,3_3,9\n', r"lat\.txt:9: '1,2,3_3,9' is no weight"),
+        ('utt-b\n0 1 1 1\n', 'utt-b\n0 1 1 1,2,3_\n', r'lat\.txt:9: invalid literal'),
+        (
+            '0 1 3 1 1.5,2.5',
+            '0 1 3 1 Infinity,-Infinity',
+            r"'utt-a': Arc 0 has a weight that is NaN",
+        ),
+        ('utt-b\n0 1 1 1\n', 'utt-b\n0 1 1 1 Infinity,0\n', r'lat\.txt:9: a lattice without arcs'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1 1', r'lat\.txt:2: 6 fields'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1,2,3', r'lat\.txt:2: input labels in a weight'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
