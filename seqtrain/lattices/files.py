@@ -267,7 +267,7 @@ def _weights(fields: list[str]) -> tuple[float, float, list[int] | None]:
 def _label(text: str) -> int:
     label = int(text)
     if not 0 <= label <= np.iinfo(np.int32).max:
-        raise ValueError(f'label {label}')
+        raise ValueError(f'label {label} is out of range')
     return label
 
 

@@ -59,7 +59,7 @@ def mmi(
     priors: np.ndarray | None = None,
     boost: float = 0.0,
     accuracy: np.ndarray | None = None,
-    drop_frames: bool = False,
+    drop_below: float | None = None,
 ) -> OuterDerivative:
     """(Boosted) MMI: log Σ_num − log Σ_den exp(−b·A), derivative κ(γ_num − γ_den).
 
@@ -69,8 +69,9 @@ def mmi(
       priors: f32[P], log-priors to take off the logits (hybrid models).
       boost: b; needs `accuracy`.
       accuracy: f32[T, P], one row of `losses.frame_accuracy`.
-      drop_frames: no derivative in frames where numerator and denominator share no pdf: what such a
-        frame says is that the lattice is too small or the transcript wrong.
+      drop_below: no derivative in frames where numerator and denominator share no more mass than
+        this (see `losses.lf_mmi`): what such a frame says is that the lattice is too small or the
+        transcript wrong. exp(−lattice beam) is what a search may have left out; None keeps all.
 
     Raises:
       LatticeError: a lattice that does not fit the logits.
@@ -88,8 +89,8 @@ def mmi(
     num, den = (occupancies(lattice, logits.shape[1]) for lattice in (above, below))
     derivative = scale * (num - den)
     curvature = scale**2 * (den * (1 - den) - num * (1 - num))
-    if drop_frames:
-        disjoint = (num * den).sum(axis=1) < 1e-10
+    if drop_below is not None:
+        disjoint = np.minimum(num, den).sum(axis=1) <= drop_below
         derivative[disjoint] = 0.0
         curvature[disjoint] = 0.0
     return OuterDerivative(

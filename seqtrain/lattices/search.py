@@ -84,10 +84,16 @@ class SearchGraph:
 
     @classmethod
     def of_acceptor(cls, fsa: Fsa) -> SearchGraph:
-        """An acceptor over pdfs, such as the denominator of lattice-free training; no words."""
+        """An acceptor over pdfs, such as the denominator of lattice-free training; no words.
+
+        Parallel arcs of one pdf become one with the log-sum of their weights.
+        """
         fsa, start = with_single_start(fsa)
-        columns = (fsa.src, fsa.dst, fsa.pdf, np.zeros(fsa.num_arcs), fsa.weight)
-        rows = np.stack(columns, axis=1).astype(np.float64)
+        ends = np.stack([fsa.src, fsa.dst, fsa.pdf], axis=1)
+        arcs, place = np.unique(ends, axis=0, return_inverse=True)
+        weight = np.full(len(arcs), NEG_INF)
+        np.logaddexp.at(weight, place.reshape(-1), fsa.weight)
+        rows = np.column_stack([arcs, np.zeros(len(arcs)), weight])
         return cls.from_arcs(rows, fsa.final, start, ('<eps>',), fsa.num_pdfs)
 
     @property

@@ -108,10 +108,27 @@ def test_disjoint_frames_are_dropped(graph, scores):
     numerator = generator.reference(matrix, 'z x')
     rival = generator.reference(matrix, 'hom')
     kept = mmi(numerator, rival, matrix).derivative
-    dropped = mmi(numerator, rival, matrix, drop_frames=True).derivative
-    zero = (dropped == 0).all(axis=1)
+    dropped = mmi(numerator, rival, matrix, drop_below=0.0)
+    zero = (dropped.derivative == 0).all(axis=1)
     assert zero.any()
-    np.testing.assert_array_equal(dropped[~zero], kept[~zero])
+    assert not dropped.curvature[zero].any()
+    np.testing.assert_array_equal(dropped.derivative[~zero], kept[~zero])
+
+
+@pytest.mark.parametrize('drop_below', [0.0, 0.05, 0.3, None])
+def test_the_device_drops_the_same_frames(pair, scores, drop_below):
+    logits = 3 * scores(5, seed=3)
+    num, den = (
+        ops.pack_batch([lattice.to_fsa()], device=jax.devices()[0])
+        for lattice in (pair.numerator, pair.denominator)
+    )
+    _, gradient = on_device(
+        lambda a, n: losses.lf_mmi(a, n, num, den, acoustic_scale=0.7, drop_below=drop_below),
+        logits,
+    )
+    host = mmi(pair.numerator, pair.denominator, logits, drop_below=drop_below)
+    np.testing.assert_allclose(host.derivative, gradient, atol=1e-5)
+    np.testing.assert_array_equal((host.derivative == 0).all(1), (gradient == 0).all(1))
 
 
 def test_non_finite_logits_are_refused(pair, scores):

@@ -5,8 +5,9 @@ import kaldifst
 import numpy as np
 import pytest
 
+from seqtrain.fsa import Fsa
 from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, arpa, decoding_graph
-from seqtrain.lattices import LatticeError, native
+from seqtrain.lattices import LatticeError, native, path_sums
 from seqtrain.lattices.search import SearchGraph, compiled, search
 
 WIDE = {'beam': 1e4, 'lattice_beam': 1e4}
@@ -91,6 +92,17 @@ def test_minus_infinity_and_dead_ends(graph, scores):
     matrix[2, 3] = 0.0
     lattice = search(SearchGraph.of(graph), matrix, **WIDE)
     assert set(lattice.pdf[(lattice.pdf >= 0) & (lattice.time[lattice.src] == 2)]) == {3}
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_parallel_arcs_of_an_acceptor_are_summed(backend):
+    arcs = [(0, 1, 0, 0.0), (0, 1, 0, 0.0), (0, 1, 1, 0.0), (0, 1, 1, -1.0)]
+    fsa = Fsa.from_arcs(arcs, np.array([0.0, -np.inf]), np.array([-np.inf, 0.0]))
+    matrix = np.array([[0.5, -0.5]], np.float32)
+    lattice = search(SearchGraph.of_acceptor(fsa), matrix, backend=backend, **WIDE)
+    expected = np.logaddexp.reduce([0.5, 0.5, -0.5, -1.5])
+    assert path_sums(lattice).total == pytest.approx(expected, abs=1e-6)
+    assert lattice.num_arcs == 2
 
 
 def test_epsilon_cycles_are_refused():
