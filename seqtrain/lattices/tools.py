@@ -33,15 +33,20 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
         raise ValueError(f'n={n}; ask for at least one.')
     fst = word_fst(lattice)
     paths = kaldifst.shortest_path(kaldifst.determinize(fst), n=n)
+    # Of a single path there is no list, and one made of a path without arcs loses its weight.
+    linear = [paths] if n == 1 else kaldifst.convert_nbest_to_vector(paths)
     found = []
-    for path in kaldifst.convert_nbest_to_vector(paths):
+    for path in linear:
         _, _, labels, cost = kaldifst.get_linear_symbol_sequence(path)
-        found.append((tuple(lattice.words[label] for label in labels), -cost.value))
+        found.append((tuple(lattice.words[label] for label in labels), 0.0 - cost.value))
     return sorted(found, key=lambda entry: -entry[1])
 
 
 def word_fst(lattice: Lattice):
-    """The lattice's word sequences as a `kaldifst.StdVectorFst`, costs −log, without epsilons."""
+    """The lattice's word sequences as a `kaldifst.StdVectorFst`, costs −log, without epsilons.
+
+    Arcs of weight −inf are left out.
+    """
     import kaldifst
 
     fst = kaldifst.StdVectorFst()
@@ -56,7 +61,8 @@ def word_fst(lattice: Lattice):
         strict=True,
     )
     for src, dst, word, weight in rows:
-        fst.add_arc(src, kaldifst.StdArc(word, word, -weight, dst))
+        if weight > NEG_INF:
+            fst.add_arc(src, kaldifst.StdArc(word, word, -weight, dst))
     for state in np.flatnonzero(np.isfinite(lattice.final)).tolist():
         fst.set_final(state, float(-lattice.final[state]))
     kaldifst.rmepsilon(fst)
@@ -66,7 +72,8 @@ def word_fst(lattice: Lattice):
 def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:
     """Word errors of the path that is nearest to the reference: least edit distance of all.
 
-    Divide the sum over utterances by the number of reference words for the oracle WER.
+    A path of weight −inf is none. Divide the sum over utterances by the number of reference words
+    for the oracle WER.
     """
     words = reference.split() if isinstance(reference, str) else list(reference)
     label_of = {word: label for label, word in enumerate(lattice.words)}
@@ -74,9 +81,9 @@ def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:
     # cost[s, j]: least edits of a path to s against the first j reference words.
     cost = np.full((lattice.num_states, len(words) + 1), np.inf)
     cost[0] = np.arange(len(words) + 1)
-    for src, dst, word in zip(
-        lattice.src.tolist(), lattice.dst.tolist(), lattice.word.tolist(), strict=True
-    ):
+    arcs = np.flatnonzero(lattice.weight > NEG_INF)
+    columns = (lattice.src[arcs], lattice.dst[arcs], lattice.word[arcs])
+    for src, dst, word in zip(*(column.tolist() for column in columns), strict=True):
         before = cost[src]
         if word:
             after = before + 1  # insertion
@@ -93,24 +100,25 @@ def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:
 def confidences(lattice: Lattice) -> list[WordConfidence]:
     """The best path's words with posteriors.
 
-    A word's posterior is that of all arcs with this word between the middles of the gaps to its
-    neighbours on the best path, at most 1: paths that recognise it a little earlier or later agree.
+    A word's posterior is that of all paths with this word between the middles of the gaps to its
+    neighbours on the best path: paths that recognise it a little earlier or later, or twice, agree.
     """
     best = best_arcs(lattice, path_sums(lattice, np.maximum))
     spoken = best[lattice.word[best] > 0]
     if not len(spoken):
         return []
-    frames = lattice.time[lattice.src[spoken]].astype(float)
-    middles = (frames[1:] + frames[:-1]) / 2
-    starts, ends = np.r_[-np.inf, middles], np.r_[middles, np.inf]
-    posteriors = path_sums(lattice).posteriors()
     time = lattice.time[lattice.src]
+    frames = np.unique(time[spoken]).astype(float)
+    slot = np.searchsorted((frames[1:] + frames[:-1]) / 2, time, side='right')
+    total = path_sums(lattice).total
     result = []
-    for arc, frame, start, end in zip(spoken.tolist(), frames, starts, ends, strict=True):
-        word = lattice.word[arc]
-        agree = (lattice.word == word) & (time >= start) & (time < end)
-        mass = float(posteriors[agree].sum())
-        result.append(WordConfidence(lattice.words[word], int(frame), min(1.0, mass)))
+    for arc in spoken.tolist():
+        word = int(lattice.word[arc])
+        agree = (lattice.word == word) & (slot == slot[arc])
+        without = dataclasses.replace(lattice, graph=np.where(agree, NEG_INF, lattice.graph))
+        avoided = min(0.0, path_sums(without).total - total)
+        confidence = -float(np.expm1(avoided))
+        result.append(WordConfidence(lattice.words[word], int(time[arc]), confidence))
     return result
 
 

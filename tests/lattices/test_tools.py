@@ -18,6 +18,27 @@ from seqtrain.lattices import (
     rescore_lm,
 )
 
+WORDS = ('<eps>', 'p', 'q')
+
+
+def sausage(*paths):
+    """A lattice of two frames: (word of either frame, 0 for none, log-weight) of every path."""
+    count = len(paths)
+    middle, last = np.arange(1, count + 1), np.full(count, count + 1)
+    zeros = np.zeros(count, int)
+    words, weights = [path[0] for path in paths], [path[1] for path in paths]
+    return Lattice(
+        time=np.r_[0, np.ones(count), 2],
+        src=np.r_[zeros, middle],
+        dst=np.r_[middle, last],
+        pdf=np.zeros(2 * count),
+        word=np.array(words).T.reshape(-1),
+        graph=np.r_[weights, zeros],
+        acoustic=np.zeros(2 * count),
+        final=np.r_[np.full(count + 1, -np.inf), 0.0],
+        words=WORDS,
+    ).validate()
+
 
 @pytest.fixture
 def lattice(graph, scores):
@@ -41,6 +62,20 @@ def test_n_best(lattice, lattice_paths):
         n_best(lattice, 0)
 
 
+@pytest.mark.parametrize('n', [1, 2, 3])
+@pytest.mark.parametrize('others', [[], [((1, 0), -1.75)]])
+def test_n_best_of_a_best_path_without_words(n, others):
+    expected = [((), -0.75), (('p',), -1.75)][: min(n, 1 + len(others))]
+    assert n_best(sausage(((0, 0), -0.75), *others), n) == expected
+
+
+def test_a_path_of_infinite_cost_is_none():
+    lattice = sausage(((1, 0), -np.inf), ((2, 0), -0.5))
+    assert n_best(lattice, 3) == [(('q',), -0.5)]
+    assert oracle_errors(lattice, 'p') == 1
+    assert [(c.word, c.confidence) for c in confidences(lattice)] == [('q', 1.0)]
+
+
 def test_oracle_errors(lattice, lattice_paths):
     spoken = {words for _, words, _ in lattice_paths(lattice)} - {()}
     for reference in ['x y', 'z z z z', 'y never hom', 'x']:
@@ -51,12 +86,61 @@ def test_oracle_errors(lattice, lattice_paths):
     assert oracle_errors(lattice, best) == 0
 
 
-def test_confidences_by_enumeration(lattice, lattice_paths):
-    paths = lattice_paths(lattice)
+def spoken(lattice):
+    """All paths: [((word, frame), ...)] and their probabilities."""
+    partial, found = {0: [((), 0.0)]}, []
+    for state in range(lattice.num_states):
+        here = partial.get(state, [])
+        found += [(said, weight + lattice.final[state]) for said, weight in here]
+        for arc in np.flatnonzero(lattice.src == state):
+            label = lattice.word[arc]
+            word = ((lattice.words[label], int(lattice.time[state])),) if label else ()
+            partial.setdefault(int(lattice.dst[arc]), []).extend(
+                (said + word, weight + float(lattice.weight[arc])) for said, weight in here
+            )
+    weights = np.array([weight for _, weight in found], np.float64)
+    return [said for said, _ in found], np.exp(weights - np.logaddexp.reduce(weights))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_confidences_by_enumeration(graph, scores, seed):
+    matrix = scores(5, seed=seed, scale=1.0)
+    lattice = LatticeGenerator(graph, beam=1e3, lattice_beam=4.0).decode(matrix)
+    paths, probability = spoken(lattice)
     found = confidences(lattice)
-    assert tuple(c.word for c in found) == paths[0][1]
-    assert all(0 < c.confidence <= 1 for c in found)
-    assert all(a.frame <= b.frame for a, b in itertools.pairwise(found))
+    assert tuple((c.word, c.frame) for c in found) == paths[np.argmax(probability)]
+    frames = sorted({c.frame for c in found})
+    middles = [-np.inf, *((a + b) / 2 for a, b in itertools.pairwise(frames)), np.inf]
+    for c in found:
+        low, high = next(pair for pair in itertools.pairwise(middles) if c.frame < pair[1])
+        agree = [any(w == c.word and low <= t < high for w, t in said) for said in paths]
+        assert c.confidence == pytest.approx(probability[agree].sum(), abs=1e-5)
+
+
+def test_a_word_that_is_said_twice_is_one_path():
+    (word,) = confidences(
+        sausage(((1, 0), np.log(0.4)), ((1, 1), np.log(0.3)), ((2, 0), np.log(0.3)))
+    )
+    assert (word.word, word.frame) == ('p', 0)
+    assert word.confidence == pytest.approx(0.7, abs=1e-6)
+
+
+def test_words_of_one_frame_share_their_time():
+    lattice = Lattice(
+        time=[0, 0, 1, 1],
+        src=[0, 0, 1, 2],
+        dst=[1, 1, 2, 3],
+        pdf=[-1, -1, 0, -1],
+        word=[1, 2, 2, 0],
+        graph=np.log([0.6, 0.4, 1.0, 1.0]),
+        acoustic=np.zeros(4),
+        final=[-np.inf, -np.inf, -np.inf, 0.0],
+        words=WORDS,
+    ).validate()
+    assert [(c.word, round(c.confidence, 6)) for c in confidences(lattice)] == [
+        ('p', 0.6),
+        ('q', 1.0),
+    ]
 
 
 def test_confidence_of_a_word_alone_is_its_probability():
