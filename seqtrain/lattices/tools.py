@@ -10,7 +10,7 @@ import numpy as np
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.ngram import BOS, EOS, NGramLm
 from seqtrain.lattices.lattice import Lattice, LatticeError
-from seqtrain.lattices.operations import best_arcs, path_sums
+from seqtrain.lattices.operations import PathSums, best_arcs, path_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +107,39 @@ def confidences(lattice: Lattice) -> list[WordConfidence]:
     spoken = best[lattice.word[best] > 0]
     if not len(spoken):
         return []
-    time = lattice.time[lattice.src]
-    frames = np.unique(time[spoken]).astype(float)
-    slot = np.searchsorted((frames[1:] + frames[:-1]) / 2, time, side='right')
-    total = path_sums(lattice).total
+    frames = lattice.time[lattice.src[spoken]]
+    distinct = np.unique(frames)
+    slot = np.searchsorted((distinct[1:] + distinct[:-1]) / 2, lattice.time, side='right')
+    sums, layers = path_sums(lattice), lattice.layers()
+    times = lattice.time[lattice.src[[arcs[0] for arcs in layers]]]
     result = []
-    for arc in spoken.tolist():
-        word = int(lattice.word[arc])
-        agree = (lattice.word == word) & (slot == slot[arc])
-        without = dataclasses.replace(lattice, graph=np.where(agree, NEG_INF, lattice.graph))
-        avoided = min(0.0, path_sums(without).total - total)
-        confidence = -float(np.expm1(avoided))
-        result.append(WordConfidence(lattice.words[word], int(time[arc]), confidence))
+    for arc, frame in zip(spoken.tolist(), frames.tolist(), strict=True):
+        inside = slot == slot[lattice.src[arc]]
+        agree = (lattice.word == lattice.word[arc]) & inside[lattice.src]
+        begin, end = lattice.time[inside][[0, -1]]
+        near = slice(np.searchsorted(times, begin - 1), np.searchsorted(times, end, side='right'))
+        confidence = _probability(lattice, sums, layers[near], agree, inside)
+        result.append(WordConfidence(lattice.words[lattice.word[arc]], frame, confidence))
     return result
+
+
+def _probability(lattice: Lattice, sums: PathSums, layers, agree, inside) -> float:
+    """Probability of the paths with an arc of a mask: the sum over their first ones.
+
+    Args:
+      lattice: with its sums.
+      layers: of the arcs that lead to states inside.
+      agree: bool[A], the mask; the arcs begin inside.
+      inside: bool[S], all states of some frames that follow each other.
+    """
+    weight = lattice.graph + lattice.acoustic_scale * lattice.acoustic.astype(np.float64)
+    alpha = np.where(inside, NEG_INF, sums.alpha)  # inside: over paths that have none yet
+    alpha[0] = 0.0
+    for layer in layers:
+        arcs = layer[inside[lattice.dst[layer]] & ~agree[layer]]
+        np.logaddexp.at(alpha, lattice.dst[arcs], alpha[lattice.src[arcs]] + weight[arcs])
+    first = alpha[lattice.src[agree]] + weight[agree] + sums.beta[lattice.dst[agree]]
+    return min(1.0, float(np.exp(np.logaddexp.reduce(first) - sums.total)))
 
 
 def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float = 1.0) -> Lattice:
