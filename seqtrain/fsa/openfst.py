@@ -116,9 +116,17 @@ def from_kaldifst(graph) -> Fsa:
     return _assemble(rows, final, graph.start)
 
 
-def _read_binary(path: pathlib.Path) -> Fsa:
+def read_fst(path: pathlib.Path):
+    """A binary file as it is, a `kaldifst.StdVectorFst`.
+
+    Raises:
+      FsaError: damaged, or no vector FST with standard arcs.
+      FileNotFoundError: there is no such file.
+    """
     import kaldifst
 
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file.')
     # kaldifst answers a file that is no FST with a log line and None or an abort: look first.
     with path.open('rb') as file:
         magic = file.read(4)
@@ -130,6 +138,11 @@ def _read_binary(path: pathlib.Path) -> Fsa:
         raise FsaError(f'{path}: damaged ({error}).') from None
     if graph is None:
         raise FsaError(f'{path}: truncated, or not a vector FST with standard arcs.')
+    return graph
+
+
+def _read_binary(path: pathlib.Path) -> Fsa:
+    graph = read_fst(path)
     try:
         return from_kaldifst(graph)
     except FsaError as error:

@@ -3,6 +3,7 @@
 from seqtrain.lattices.files import read_archive, write_archive
 from seqtrain.lattices.generation import LatticeGenerator, LatticePair
 from seqtrain.lattices.lattice import Lattice, LatticeError
+from seqtrain.lattices.openfst import read_openfst, write_openfst
 from seqtrain.lattices.operations import best_path, occupancies, path_sums, prune, union
 from seqtrain.lattices.outer import (
     OuterDerivative,
@@ -28,8 +29,10 @@ __all__ = [
     'path_sums',
     'prune',
     'read_archive',
+    'read_openfst',
     'rescore_lm',
     'shuffled_frames',
     'union',
     'write_archive',
+    'write_openfst',
 ]

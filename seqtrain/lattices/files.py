@@ -4,7 +4,7 @@ An utterance id on a line, then arcs and final states, then an empty line; costs
 costs unscaled. `lattice-copy --write-compact=false ark:- ark,t:-` writes arcs as
 `src dst in out graph,acoustic`; without the option a compact lattice has `src dst word
 graph,acoustic,in_in_in`. Input labels are pdf+1 here; Kaldi's are transition ids and need a map.
-OpenFst acceptors of the pdfs are written by `lattice.to_fsa().write(path)`.
+OpenFst files are the business of `seqtrain.lattices.openfst`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_archive(
                 raise LatticeError(f'{path}:{start}: utterance {utterance!r} has an empty lattice.')
             lattice = _parse(path, block, tuple(words), acoustic_scale, pdf_of_label)
             try:
-                result[utterance] = _by_time(lattice).validate()
+                result[utterance] = by_time(lattice).validate()
             except LatticeError as error:
                 raise LatticeError(f'{path}: utterance {utterance!r}: {error}') from None
             utterance, block = '', []
@@ -195,21 +195,45 @@ def _parse(
                 f'`src dst word graph,acoustic,in_in` or `state graph,acoustic` (weights of 0 may '
                 f'be left out).'
             ) from None
-    # An arc of infinite cost is none.
-    arcs = [arc for arc in rows.arcs if arc[4] + arc[5] != NEG_INF]
+    final = np.full(len(rows.numbers), NEG_INF)
+    final[list(rows.finals)] = list(rows.finals.values())
+    where = f'{path}:{block[0][0]}'
+    return assemble(where, rows.arcs, final, words, acoustic_scale, pdf_of_label)
+
+
+def assemble(
+    where: str,
+    rows: Sequence[tuple[float, ...]],
+    final: np.ndarray,
+    words: tuple[str, ...],
+    acoustic_scale: float = 1.0,
+    pdf_of_label: Sequence[int] | None = None,
+) -> Lattice:
+    """A lattice of the arcs of a file, whose states are in no order but for the start, 0.
+
+    Arcs of infinite cost are left out, and those that no path from the start reaches.
+
+    Args:
+      where: for sentences.
+      rows: (src, dst, input label, word, graph, acoustic) of every arc.
+      final: f[S].
+      words, acoustic_scale, pdf_of_label: see `read_archive`.
+
+    Raises:
+      LatticeError: no arcs, a label without pdf, or no times that fit all paths.
+    """
+    arcs = [arc for arc in rows if arc[4] + arc[5] != NEG_INF]
     if not arcs:
-        raise LatticeError(f'{path}:{block[0][0]}: a lattice without arcs.')
+        raise LatticeError(f'{where}: a lattice without arcs.')
     src, dst, ilabel, word, graph, acoustic = np.array(arcs, np.float64).T
     src, dst, ilabel = (column.astype(np.int64) for column in (src, dst, ilabel))
     if pdf_of_label is None:
         pdf = ilabel - 1
     elif ilabel.max() >= len(pdf_of_label):
-        raise LatticeError(f'{path}:{block[0][0]}: input label {ilabel.max()} has no pdf.')
+        raise LatticeError(f'{where}: input label {ilabel.max()} has no pdf.')
     else:
         pdf = np.where(ilabel > 0, np.asarray(pdf_of_label)[ilabel], EPSILON)
-    final = np.full(len(rows.numbers), NEG_INF)
-    final[list(rows.finals)] = list(rows.finals.values())
-    time = _times(path, block, src, dst, ilabel > 0, len(final))
+    time = _times(where, src, dst, ilabel > 0, len(final))
     order = np.argsort(src, kind='stable')
     order = order[time[src[order]] >= 0]
     return Lattice(
@@ -226,7 +250,7 @@ def _parse(
     )
 
 
-def _times(path, block, src, dst, emitting, num_states: int) -> np.ndarray:
+def _times(where: str, src, dst, emitting, num_states: int) -> np.ndarray:
     """Frames before each state, −1 where none of the paths from state 0 leads."""
     time = np.full(num_states, -1, np.int64)
     time[0] = 0
@@ -237,15 +261,15 @@ def _times(path, block, src, dst, emitting, num_states: int) -> np.ndarray:
         time[dst[known]] = value
         if (time[dst[known]] != value).any():
             raise LatticeError(
-                f'{path}:{block[0][0]}: paths of different lengths meet, or a cycle: the lattice '
+                f'{where}: paths of different lengths meet, or a cycle: the lattice '
                 f'is not frame-synchronous.'
             )
         if (time == before).all():
             return time
-    raise LatticeError(f'{path}:{block[0][0]}: the lattice has a cycle.')
+    raise LatticeError(f'{where}: the lattice has a cycle.')
 
 
-def _by_time(lattice: Lattice) -> Lattice:
+def by_time(lattice: Lattice) -> Lattice:
     """Renumbers states by time and epsilon depth; drops what is on no complete path."""
     return topological(lattice).select(np.ones(lattice.num_arcs, bool))
 

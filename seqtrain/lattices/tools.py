@@ -10,6 +10,7 @@ import numpy as np
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.ngram import BOS, EOS, NGramLm
 from seqtrain.lattices.lattice import Lattice, LatticeError
+from seqtrain.lattices.openfst import to_kaldifst
 from seqtrain.lattices.operations import PathSums, best_arcs, path_sums
 
 
@@ -49,22 +50,7 @@ def word_fst(lattice: Lattice):
     """
     import kaldifst
 
-    fst = kaldifst.StdVectorFst()
-    for _ in range(lattice.num_states):
-        fst.add_state()
-    fst.start = 0
-    rows = zip(
-        lattice.src.tolist(),
-        lattice.dst.tolist(),
-        lattice.word.tolist(),
-        lattice.weight.tolist(),
-        strict=True,
-    )
-    for src, dst, word, weight in rows:
-        if weight > NEG_INF:
-            fst.add_arc(src, kaldifst.StdArc(word, word, -weight, dst))
-    for state in np.flatnonzero(np.isfinite(lattice.final)).tolist():
-        fst.set_final(state, float(-lattice.final[state]))
+    fst = to_kaldifst(lattice, lattice.word, lattice.weight)
     kaldifst.rmepsilon(fst)
     return fst
 
