@@ -27,8 +27,10 @@ _MODES = ('decode', 'epoch', 'outer')
 _MARGIN = 1.25
 _MULTIPLE = 64
 # What the summary of several batches adds up.
-_ADDED = ('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s')
-_ADDED += ('oracle_errors', 'oracle_words')
+_ADDED = (
+    *('lattice_failed', 'lattice_pruned', 'lattice_s', 'lattice_idle_s'),
+    *('oracle_errors', 'oracle_words'),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,12 +154,11 @@ def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> st
 
 def _criterion(config: ml_collections.ConfigDict) -> steps.SequenceConfig:
     """What the config alone says of the criterion, without the tables of a topology."""
-    names = ('criterion', 'boost', 'max_silence_error', 'leaky')
-    names += ('ce_weight', 'output_l2', 'one_silence_class')
+    names = ('criterion', 'boost', 'max_silence_error', 'leaky', 'ce_weight', 'output_l2')
     # Paths that the search left out have less than exp(−lattice beam) of the best one's mass.
     outside = math.exp(-config.lattice.lattice_beam)
     return steps.SequenceConfig(
-        **pick(config.sequence, *names),
+        **pick(config.sequence, *names, 'one_silence_class'),
         acoustic_scale=config.lattice.acoustic_scale if on_lattices(config) else 1.0,
         drop_below=outside if config.sequence.drop_frames else None,
     )

@@ -170,8 +170,8 @@ def sequence(
     return criterion
 
 
-def occupancies(scores, lengths, batch: DeviceBatch) -> Metrics:
-    """Occupancies per frame of both lattices, 1 in a sound batch; no gradient."""
+def occupancies(scores, lengths, batch) -> Metrics:
+    """Occupancies per frame of both lattices of a batch, 1 if it is sound; no gradient."""
     scores = jax.lax.stop_gradient(scores)
     sides = {'numerator': batch.numerators, 'denominator': batch.denominators}
     return {
