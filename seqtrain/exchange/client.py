@@ -324,12 +324,15 @@ class Client:
 
     @contextlib.contextmanager
     def _errors_kept(self) -> Iterator[None]:
-        """Hands whatever happens in the thread to the replica, and frees the line."""
+        """Hands what happens in the thread to the replica; nobody waits for one that failed."""
         try:
             yield
         except BaseException as error:
             with self._cond:
                 self._error = None if self._killed else error
+            if not self._killed:
+                with contextlib.suppress(Exception):  # the first error is the one to see
+                    self._courier.leave()
         finally:
             with self._cond:
                 self._work.clear()

@@ -26,6 +26,7 @@ from seqtrain.exchange.messages import (
     Reason,
     Reject,
     Reply,
+    answers,
 )
 from seqtrain.exchange.partition import Partition
 
@@ -308,10 +309,3 @@ class Courier:
         logger.warning('Replica %d: %s', self.worker, reply.text)
         self.rejections.append(reply)
         self.stats.rejected += 1
-
-
-def answers(message: Message, reply: Reply) -> bool:
-    """Whether a reply belongs to a message; late or doubled replies do not."""
-    if isinstance(message, Push):
-        return isinstance(reply, Ack | Reject) and reply.seq == message.seq
-    return isinstance(reply, Params) or (isinstance(reply, Reject) and reply.seq == -1)

@@ -111,6 +111,7 @@ class Params:
       generation: how often the shard has restarted.
       last_seq: the last push the shard took from this replica: a restarted replica counts on.
       speed: this replica's speed in steps per second over the fastest one's; 1 where unknown.
+      life: which life of the replica had asked.
     """
 
     worker: int
@@ -119,6 +120,7 @@ class Params:
     generation: int = 0
     last_seq: int = -1
     speed: float = 1.0
+    life: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Ack:
     seq: int
     version: int
     staleness: int
+    life: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +145,27 @@ class Reject:
     reason: Reason
     text: str
     seq: int = -1
+    life: int = 0
 
 
 Message = Join | Pull | Push | Leave
 Reply = Params | Ack | Reject
+
+
+def refused(message: Message, reason: Reason, text: str) -> Reject:
+    """The refusal of a message."""
+    worker, life, seq = address(message)
+    return Reject(worker, reason, text, seq, life)
+
+
+def address(letter: Message | Reply) -> tuple[int, int, int]:
+    """(worker, life, seq): the same for a question and its answer; seq is −1 but for pushes."""
+    return letter.worker, letter.life, getattr(letter, 'seq', -1)
+
+
+def answers(message: Message, reply: Reply) -> bool:
+    """Whether a reply belongs to a message; those to an earlier life or push do not."""
+    return address(message) == address(reply)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,3 +44,13 @@ class Policy:
     def waits(self) -> bool:
         """Whether the server holds messages back to keep the staleness bound."""
         return not self.sync and self.max_staleness is not None and self.on_stale == 'wait'
+
+
+def check_lease(lease_s: float | None) -> None:
+    """Raises for a lease that nobody could keep.
+
+    Raises:
+      ValueError: it is not above 0 seconds.
+    """
+    if lease_s is not None and not lease_s > 0:
+        raise ValueError(f'lease_s is {lease_s}; give seconds above 0, or None for never.')

@@ -23,10 +23,12 @@ for the one who runs the server, between messages; nobody else writes to any of 
     away          the shard restarted; rounds wait            present by Join, gone by Leave
 
     message  of a replica that is  is answered by             or refused (`Reason`) because
-    Join     anything              Params, at once            it is none of this run, or replaced
+    Join     anything              Params, at once (1)        it is none of this run, or replaced
     Pull     present               Params, when it may be     it has not joined, or is replaced
     Push     present               Ack, when it is applied    see `refusals`
     Leave    not gone              nothing                    (one of an earlier life is ignored)
+
+(1) The Join of a later life also refuses what still waits of the earlier one.
 
 After every message the shard settles: it applies the pending pushes that may be applied and then
 serves the waiting pulls that may be served, until neither moves. (A Join is answered at once; it
@@ -66,8 +68,8 @@ from seqtrain.exchange.messages import (
     Pull,
     Push,
     Reason,
-    Reject,
     Reply,
+    refused,
 )
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.store import Counter, Store
@@ -144,35 +146,38 @@ class ShardState:
         if not 0 <= worker < self.policy.num_workers:
             count = self.policy.num_workers
             text = f'Replica {worker} is none of the {count} of this run; raise num_workers.'
-            self._refuse_other(worker, Reason.UNKNOWN_WORKER, text)
+            self._refuse_other(message, Reason.UNKNOWN_WORKER, text)
             return
-        if self._replaced(worker, message.life):
+        if self._replaced(message):
             return
-        self._forget(worker)
         member = self.members.setdefault(worker, Member())
+        if message.life > member.life:
+            self._turn_away(Reason.REPLACED, worker)
+        self._forget(worker)
         member.present, member.life = True, message.life
         self.gone.discard(worker)
         self._log('joined', worker, 'fresh' if message.fresh else '')
-        self._serve(worker)
+        self._serve(message)
 
     def _pull(self, message: Pull) -> None:
         member = self.members.get(message.worker)
         if member is None or not member.present:
             text = f'Replica {message.worker} has not joined shard {self.shard}; send Join first.'
-            self._refuse_other(message.worker, Reason.NOT_JOINED, text)
+            self._refuse_other(message, Reason.NOT_JOINED, text)
             return
-        if self._replaced(message.worker, message.life):
+        if self._replaced(message):
             return
         self.waiting[message.worker] = message
         self.tickets.drop(message.worker)  # who pulls again gives back what it did not use
 
-    def _replaced(self, worker: int, life: int) -> bool:
+    def _replaced(self, message: Join | Pull) -> bool:
         """Refuses what an earlier life of a replica sends; whether it did."""
+        worker, life = message.worker, message.life
         member = self.members.get(worker)
         if member is None or life >= member.life:
             return False
         text = f'Replica {worker} was started again (life {member.life}); life {life} is over.'
-        self._refuse_other(worker, Reason.REPLACED, text)
+        self._refuse_other(message, Reason.REPLACED, text)
         return True
 
     def _push(self, push: Push) -> None:
@@ -204,13 +209,14 @@ class ShardState:
 
     def _turn_away(self, reason: Reason, worker: int | None = None) -> None:
         """Answers what still waits, of one replica or of all, so that nobody waits for ever."""
-        text = f'was dropped while it waited ({reason.value}); join and pull again'
+        text = f'was dropped while it waited ({reason.value}); '
+        text += 'another life goes on' if reason is Reason.REPLACED else 'join and pull again'
         for push in self.pending.values():
             if worker in (None, push.worker):
                 self._refuse(push, reason, text)
         for pull in self.waiting.values():
             if worker in (None, pull.worker):
-                self._refuse_other(pull.worker, reason, f'The pull {text}.')
+                self._refuse_other(pull, reason, f'The pull {text}.')
 
     def _forget(self, worker: int) -> None:
         """Drops what a replica had pending; its seq stays, so that nothing applies twice."""
@@ -225,12 +231,12 @@ class ShardState:
 
     def _refuse(self, push: Push, reason: Reason, why: str) -> None:
         text = f'Push {push.seq} of replica {push.worker} to shard {self.shard} {why}.'
-        self._replies.append(Reject(push.worker, reason, text, push.seq))
+        self._replies.append(refused(push, reason, text))
         self._log_push('rejected', push, self.version - push.base_version, reason.value)
 
-    def _refuse_other(self, worker: int, reason: Reason, text: str) -> None:
-        self._replies.append(Reject(worker, reason, text))
-        self._log('rejected', worker, note=reason.value)
+    def _refuse_other(self, message: Join | Pull, reason: Reason, text: str) -> None:
+        self._replies.append(refused(message, reason, text))
+        self._log('rejected', message.worker, note=reason.value)
 
     # -- settling ---------------------------------------------------------------------------
 
@@ -274,7 +280,7 @@ class ShardState:
             if self.may_serve(pull):
                 del self.waiting[pull.worker]
                 self.tickets.issue(pull.worker, self.version)
-                self._serve(pull.worker)
+                self._serve(pull)
 
     def may_serve(self, pull: Pull) -> bool:
         """Whether a waiting pull may be answered now."""
@@ -284,15 +290,15 @@ class ShardState:
             return pull.worker not in self.pending
         return self.tickets.may_issue(self.version)
 
-    def _serve(self, worker: int) -> None:
+    def _serve(self, question: Join | Pull) -> None:
+        worker = question.worker
         reading = self.members[worker].reading
         if self.version not in reading:
             reading.append(self.version)
             del reading[:-KEPT_PULLS]
         stamp = (worker, self.version, self.store.read(), self.generation)
-        self._replies.append(
-            Params(*stamp, self.members[worker].seq, members.speed(self.members, worker))
-        )
+        known = (self.members[worker].seq, members.speed(self.members, worker))
+        self._replies.append(Params(*stamp, *known, question.life))
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""
@@ -300,7 +306,7 @@ class ShardState:
         for push in pushes:
             age = self.version - 1 - push.base_version
             self.max_applied_staleness = max(self.max_applied_staleness, age)
-            self._replies.append(Ack(push.worker, push.seq, self.version, age))
+            self._replies.append(Ack(push.worker, push.seq, self.version, age, push.life))
             self._log_push('applied', push, age)
             self._read_up_to(push)
         self._prune()
@@ -357,6 +363,11 @@ class ShardState:
     def restore(self, snapshot: dict[str, Any], now: float = 0.0) -> list[Reply]:
         """Goes back to a snapshot and starts a new generation: everyone must join again.
 
+        Args:
+          snapshot: as `snapshot` gave it; `meta['after']`, where set, is the last generation that
+            anybody has seen since.
+          now: the shell's time in seconds, for the event log only.
+
         Returns:
           Refusals for whoever was waiting.
 
@@ -367,7 +378,8 @@ class ShardState:
         self.store.restore(snapshot['arrays'], int(meta['version']))
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
-        self.generation = max(self.generation, int(meta['generation'])) + 1
+        source = int(meta['generation'])
+        self.generation = max(self.generation, source, int(meta.get('after', 0))) + 1
         self.pending, self.waiting = {}, {}
         self.gone = {int(worker) for worker in meta['gone']}
         self.members = members.away(meta)

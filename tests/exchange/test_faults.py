@@ -184,9 +184,9 @@ def test_every_message_of_a_run_holds_parameters_only(monkeypatch):
     seen = []
     deliver = exchange.LocalServer.deliver
 
-    def spy(self, shard, message):
+    def spy(self, shard, message, *sender):
         seen.append((shard, message))
-        deliver(self, shard, message)
+        deliver(self, shard, message, *sender)
 
     monkeypatch.setattr(exchange.LocalServer, 'deliver', spy)
     secret = np.frombuffer(random.Random(0).randbytes(64), np.uint8).astype(np.float32)

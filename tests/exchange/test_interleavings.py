@@ -72,18 +72,21 @@ class Interleaving(RuleBasedStateMachine):
         ]
         self.checkpoints = [shard.snapshot() for shard in self.shards]
         self.seen = [{} for _ in range(WORKERS)]  # newest Params by shard
-        self.seq = [0] * WORKERS
+        self.seq, self.life = [0] * WORKERS, [0] * WORKERS
         self.applied = set()
 
     # -- replicas ----------------------------------------------------------------------------
 
     @rule(worker=workers)
     def join(self, worker):
-        self.bag += [(s, Join(worker)) for s in range(2)]
+        self.bag += [(s, self.joining(worker)) for s in range(2)]
+
+    def joining(self, worker):
+        return Join(worker, life=self.life[worker])
 
     @rule(worker=workers)
     def pull(self, worker):
-        self.bag += [(s, Pull(worker)) for s in range(2)]
+        self.bag += [(s, Pull(worker, life=self.life[worker])) for s in range(2)]
 
     @rule(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 20))
     def work(self, seed, length):
@@ -94,8 +97,8 @@ class Interleaving(RuleBasedStateMachine):
             for s in range(2):
                 known = self.shards[s].members.get(worker)
                 if known is None or not known.present:
-                    self.deliver(s, Join(worker))
-                self.deliver(s, Pull(worker))
+                    self.deliver(s, self.joining(worker))
+                self.deliver(s, Pull(worker, life=self.life[worker]))
             for message in self.pushes(worker):
                 fate = rng.choice(['arrives', 'arrives', 'arrives', 'twice', 'late', 'lost'])
                 if fate in ('arrives', 'twice'):
@@ -119,7 +122,7 @@ class Interleaving(RuleBasedStateMachine):
         generations = tuple(seen[s].generation for s in range(2))
         made = [
             (s, Push(worker, self.seq[worker], bases[s], part, 1.0 + worker, 0, generations[s],
-                     bases, generations))
+                     bases, generations, life=self.life[worker]))
             for s, part in enumerate(PARTITION.split(update))
         ]  # fmt: skip
         self.seq[worker] += 1
@@ -138,14 +141,14 @@ class Interleaving(RuleBasedStateMachine):
 
     def take(self, shard, replies):
         for reply in replies:
-            if isinstance(reply, Params):
+            if isinstance(reply, Params) and reply.life == self.life[reply.worker]:
                 self.seen[reply.worker][shard] = reply
                 self.seq[reply.worker] = max(self.seq[reply.worker], reply.last_seq + 1)
             elif isinstance(reply, Ack):
                 key = (shard, self.shards[shard].generation, reply.worker, reply.seq)
                 assert key not in self.applied, 'applied twice'
                 self.applied.add(key)
-            else:
+            elif not isinstance(reply, Params):
                 assert isinstance(reply, Reject)
                 assert reply.text
 
@@ -180,6 +183,14 @@ class Interleaving(RuleBasedStateMachine):
         self.seen[worker] = {}
         for s in range(2):
             self.deliver(s, Leave(worker))
+
+    @rule(worker=workers)
+    def replacement(self, worker):
+        """The replica was started again unnoticed; what it had sent is still under way."""
+        self.life[worker] += 1
+        self.seen[worker] = {}
+        for s in range(2):
+            self.deliver(s, self.joining(worker))
 
     @rule(shard=shards)
     def checkpoint(self, shard):

@@ -378,3 +378,122 @@ def test_overlap_costs_staleness_and_no_overlap_costs_waiting(overlap, staleness
             client.flush()
         ages = [event.s1 for event in server.events() if event.kind == 'applied']
     assert max(ages) == staleness
+
+
+@pytest.mark.parametrize('what', ['the event log', 'the rule'])
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_a_shard_that_fails_ends_the_wait_of_all(mode, what):
+    def on_event(event):
+        if what == 'the event log' and event.kind == 'applied' and event.version == 2:
+            raise OSError(28, 'No space left on device')
+
+    def broken(*args, **options):
+        raise OSError(28, 'No space left on device')
+
+    server = exchange.LocalServer(
+        zeros_like(TREE), 1, rules.sgd(1.0), Policy(mode=mode, num_workers=2), on_event=on_event
+    )
+    if what == 'the rule':
+        server._shards[0].store._step = broken
+    errors = []
+
+    def replica(worker):
+        try:
+            with server.connect(worker) as client:
+                for _ in range(50):
+                    params, versions = client.latest()
+                    client.push(ones_like(params), versions)
+                    client.flush()
+        except exchange.ExchangeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=replica, args=(n,), daemon=True) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    ended = not any(thread.is_alive() for thread in threads)
+    server.close()
+    assert ended
+    assert len(errors) == 2
+    assert all('No space left' in error for error in errors)
+    with pytest.raises(exchange.ExchangeError, match='shard 0 failed'):
+        server.snapshot()
+
+
+@pytest.mark.parametrize('policy', [{'max_staleness': 0}, {'mode': 'sync'}], ids=str)
+def test_nobody_waits_for_a_client_whose_thread_failed(policy):
+    with exchange.LocalServer(
+        zeros_like(TREE), 2, rules.sgd(1.0), Policy(num_workers=2, **policy)
+    ) as server:
+        failing, going_on = server.connect(0), server.connect(1)
+        failing.push({'kernel': 0}, failing.latest().versions)
+        with pytest.raises(exchange.ExchangeError, match='structure'):
+            failing.flush()
+        failing._thread.join(10)
+        assert not any(shard.members[0].present for shard in server._shards)
+        for _ in range(3):
+            going_on.push(ones_like(TREE), going_on.latest().versions)
+        going_on.flush()
+        going_on.close()
+        assert server.params().versions.numbers == (3, 3)
+
+
+def test_who_does_not_join_again_after_restore_loses_its_lease():
+    clock = [0.0]
+    policy = Policy(mode='sync', num_workers=2)
+    with exchange.LocalServer(
+        zeros_like(TREE), 1, rules.sgd(1.0), policy, lease_s=10.0, clock=lambda: clock[0]
+    ) as server:
+        dead, alive = server.connect(0), server.connect(1)
+        dead.latest()
+        alive.latest()
+        saved = server.snapshot()
+        dead.kill()
+        clock[0] = 11.0
+        server.heard(1)
+        server.expire_silent()
+        assert server._shards[0].gone == {0}
+        server.restore(saved)
+        clock[0] = 22.0
+        server.heard(1)
+        server.expire_silent()
+        assert server._shards[0].gone == {0}
+        alive.close()
+
+
+def test_a_replaced_client_is_over_and_leaves_its_successor_alone():
+    policy = Policy(mode='sync', num_workers=2)
+    with exchange.LocalServer(zeros_like(TREE), 1, rules.sgd(1.0), policy) as server:
+        resting = server.connect(0)
+        resting.latest()
+        waiting = server.connect(0)
+        waiting.push(ones_like(TREE), waiting.latest().versions)  # waits for replica 1
+        resting.close()
+        with server.connect(0) as newest, server.connect(1) as other:
+            with pytest.raises(exchange.ExchangeError, match='connected again'):
+                waiting.flush()
+            with pytest.raises(exchange.ExchangeError, match='connected again'):
+                waiting.close()
+            for client in (newest, other):
+                client.push(ones_like(TREE), client.latest().versions)
+            newest.flush()
+            assert newest.rejections == []
+        assert server.params().versions.numbers == (1,)
+
+
+def test_replicas_may_be_numbered_by_numpy(tmp_path):
+    with (
+        exchange.EventLog(tmp_path / 'events.jsonl') as log,
+        exchange.LocalServer(TREE, 1, on_event=log.append) as server,
+        server.connect(np.int64(0)) as client,
+    ):
+        client.push(ones_like(TREE), client.latest().versions)
+    _, events = exchange.eventlog.read(tmp_path / 'events.jsonl')
+    assert [event.kind for event in events] == ['joined', 'applied', 'left']
+
+
+@pytest.mark.parametrize('lease_s', [0, -1.0, float('nan')])
+def test_a_lease_that_nobody_could_keep_is_refused(lease_s):
+    with pytest.raises(ValueError, match='lease_s is'):
+        exchange.LocalServer(TREE, 1, lease_s=lease_s)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -98,6 +99,32 @@ except exchange.ExchangeError as error:
     assert 'token' in str(error), error
     print('refused', time.monotonic() - started)
 """
+
+
+def test_shards_end_though_on_event_had_failed(monkeypatch):
+    done = []
+    fake = types.SimpleNamespace(wait=lambda *args, **options: None, kill=done.append)
+    monkeypatch.setattr(ray_transport, 'load_ray', lambda: fake)
+    server = object.__new__(ray_transport.RayServer)
+    call = types.SimpleNamespace(remote=lambda: done.append('closed'))
+    shard = types.SimpleNamespace(close=call)
+    server._closed, server._actors, server._book = False, [shard], 'rules'
+    server._watcher = object.__new__(ray_lines.Watcher)
+    server._watcher._done = threading.Event()
+    server._watcher._thread = threading.Thread()
+    server._watcher._thread.start()
+    server._watcher._error = OSError('No space left on device')
+    with pytest.raises(exchange.ExchangeError, match='on_event failed: No space'):
+        server.close()
+    assert done == ['closed', shard, 'rules']
+    server.close()  # again changes nothing
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize('lease_s', [0, -1.0])
+def test_a_lease_that_nobody_could_keep_is_refused(lease_s):
+    with pytest.raises(ValueError, match='lease_s is'):
+        ray_transport.RayServer(START, 1, rules.sgd(0.1), lease_s=lease_s)
 
 
 @pytest.fixture(scope='module')

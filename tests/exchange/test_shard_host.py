@@ -5,7 +5,19 @@ import asyncio
 import numpy as np
 import pytest
 
-from seqtrain.exchange import Ack, Join, Params, Policy, Pull, Push, Reason, Reject, eventlog, rules
+from seqtrain.exchange import (
+    Ack,
+    ExchangeError,
+    Join,
+    Params,
+    Policy,
+    Pull,
+    Push,
+    Reason,
+    Reject,
+    eventlog,
+    rules,
+)
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 
@@ -258,3 +270,147 @@ def test_a_shard_comes_back_with_the_rule_that_it_had(tmp_path):
         asyncio.run(part())
     with pytest.raises(ValueError, match='optimiser state of another rule'):
         asyncio.run(another_server())
+
+
+class BrokenLog:
+    """An event log that cannot be written when a certain kind of event comes."""
+
+    def __init__(self, kind):
+        self._kind = kind
+
+    def append(self, event):
+        if event.kind == self._kind:
+            raise OSError(28, 'No space left on device')
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize('policy', [{'mode': 'sync'}, {'max_staleness': 0}], ids=str)
+def test_a_new_life_is_let_in_while_the_dead_ones_calls_still_wait(policy):
+    async def run():
+        shard = host(policy=Policy(num_workers=2, **policy))
+        for worker in range(2):
+            await call(shard, Join(worker))
+        if 'mode' in policy:
+            asked = [push(0, 0, 0), Pull(0)]
+        else:
+            await call(shard, Pull(1))  # the only ticket
+            asked = [Pull(0)]
+        old = asyncio.ensure_future(shard.call(asked))
+        await asyncio.sleep(0)
+        assert not old.done()
+        joined = await asyncio.wait_for(call(shard, Join(0, life=1)), 5)
+        assert isinstance(joined, Params)
+        assert joined.life == 1
+        replies = await asyncio.wait_for(old, 5)
+        assert [(r.reason, r.life) for r in replies] == [(Reason.REPLACED, 0)] * len(asked)
+        await shard.check()
+
+    asyncio.run(run())
+
+
+def test_a_shard_that_cannot_write_its_log_tells_everybody_and_takes_nothing_more():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2))
+        for worker in range(2):
+            await call(shard, Join(worker))
+        first = asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)]))
+        await asyncio.sleep(0)
+        shard._log = BrokenLog('applied')
+        second = await shard.call([push(1, 0, 0), Pull(1)])
+        late = await shard.call([Join(0, life=1)])
+        for reply in [*await asyncio.wait_for(first, 5), *second, *late]:
+            assert reply.reason is Reason.CLOSED
+            assert 'Shard 0 failed' in reply.text
+            assert 'No space left' in reply.text
+        with pytest.raises(ExchangeError, match='No space left'):
+            await shard.snapshot()
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_to_all_who_wait(tmp_path, monkeypatch):
+    async def run():
+        policy = Policy(mode='sync', num_workers=2)
+        shard = host(str(tmp_path), policy, checkpoint_every=1)
+        for worker in range(2):
+            await call(shard, Join(worker))
+
+        def full(snapshot):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(shard._files, 'save', full)
+        first = asyncio.ensure_future(call(shard, push(0, 0, 0)))
+        await asyncio.sleep(0)
+        replies = [await call(shard, push(1, 0, 0)), await asyncio.wait_for(first, 5)]
+        assert [reply.reason for reply in replies] == [Reason.CLOSED] * 2
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_an_error_while_a_lease_runs_out_is_told_to_those_who_wait():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
+        for worker in range(2):
+            await call(shard, Join(worker))
+        shard._log = BrokenLog('left')
+        reply = await asyncio.wait_for(call(shard, push(0, 0, 0)), 5)
+        assert reply.reason is Reason.CLOSED
+        assert 'No space left' in reply.text
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_a_message_sent_again_is_answered_once_and_holds_no_lease():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
+        for worker in range(2):
+            await call(shard, Join(worker))
+        first, again = (
+            asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)])) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        assert isinstance(await call(shard, push(1, 0, 0)), Ack)
+        assert [type(reply) for reply in await asyncio.wait_for(again, 5)] == [Ack, Params]
+        assert await asyncio.wait_for(first, 5) == []
+        # Replica 0 is silent from here on.
+        last = await asyncio.wait_for(call(shard, push(1, 1, 1)), 5)
+        assert isinstance(last, Ack)
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_who_does_not_join_again_after_restore_loses_its_lease():
+    async def run():
+        shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
+        for worker in range(2):
+            await call(shard, Join(worker))
+        saved = await shard.snapshot()
+        await shard.expire(1)
+        shard._heard_s.pop(1)  # as where its lease had run out
+        await shard.restore(saved)
+        await call(shard, Join(0))
+        ack = await asyncio.wait_for(call(shard, push(0, 0, 0, generation=1)), 5)
+        assert isinstance(ack, Ack)
+        await shard.close()
+
+    asyncio.run(run())
+
+
+def test_a_shard_killed_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
+    def killed(self, snapshot):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr('seqtrain.exchange.transport.shard_host._Files.save', killed)
+        with pytest.raises(KeyboardInterrupt):
+            host(str(tmp_path))
+    for generation in range(2):
+        shard = host(str(tmp_path))
+        assert asyncio.run(shard.ready()) == generation
+        asyncio.run(dying(shard))

@@ -343,3 +343,20 @@ def test_what_an_earlier_life_of_a_replica_sends_is_refused():
 )
 def test_what_is_finite(values, finite):
     assert all_finite(np.array(values, np.float32)) is finite
+
+
+def test_a_later_life_refuses_what_the_earlier_one_waits_for():
+    state = make(mode='sync', num_workers=2)
+    for worker in (0, 1):
+        state.handle(Join(worker))
+    state.handle(push(0, 0, 0))
+    state.handle(Pull(0))
+    *refusals, welcome = state.handle(Join(0, life=1))
+    assert [(reply.seq, reply.life) for reply in refusals] == [(0, 0), (-1, 0)]
+    assert {reply.reason for reply in refusals} == {Reason.REPLACED}
+    assert isinstance(welcome, Params)
+    assert welcome.life == 1
+    state.check()
+    assert state.handle(push(0, 1, 0, life=1)) == []
+    acks = state.handle(push(1, 0, 0))
+    assert [(ack.worker, ack.life) for ack in acks] == [(0, 1), (1, 0)]

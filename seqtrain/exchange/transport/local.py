@@ -2,12 +2,13 @@
 
 A message is handled in the sender's exchange thread, under the shard's lock; the replies go to the
 mailboxes of whoever they are for. The rule runs asynchronously on the host's CPU device, so the
-lock is held for the dispatch only.
+lock is held for the dispatch only. A message that a shard fails over ends the server for all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import queue
 import threading
 import time
@@ -21,7 +22,7 @@ from seqtrain.exchange.client import Client
 from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
 from seqtrain.exchange.messages import Event, Leave, Message, Reply
 from seqtrain.exchange.partition import Partition
-from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.policy import Policy, check_lease
 from seqtrain.exchange.state import ShardState
 from seqtrain.exchange.store import RuleLike, Store, shard_rule
 
@@ -55,6 +56,7 @@ class LocalServer:
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[Event], None] | None = None,
     ):
+        check_lease(lease_s)
         self.policy = policy or Policy()
         self.partition = Partition.make(params, num_shards)
         self._clock, self._start = clock, clock()
@@ -74,21 +76,25 @@ class LocalServer:
         ]
         self._channels: dict[int, LocalChannel] = {}
         self._heard_s: dict[int, float] = {}
-        self._closed = False
+        self._closed, self._failure = False, ''
 
     # -- for replicas -----------------------------------------------------------------------
 
     def connect(self, worker: int, *, overlap: bool = True, **options: Any) -> Client:
-        """A client for one replica; a second one for the same number replaces the first.
+        """A client for one replica; a second one for the same number replaces the first for good.
 
         Args:
           worker: 0 … policy.num_workers − 1.
           overlap: whether `Client.latest` may hand out older parameters rather than wait.
           **options: `queue_size`, `device`, `retry_s`, `codec`, `life`, `faults` of `Client`.
         """
-        self._raise_if_closed()
+        self._raise_if_over()
+        worker = operator.index(worker)
         channel = LocalChannel(self, worker)
-        self._channels[worker] = channel
+        before, self._channels[worker] = self._channels.get(worker), channel
+        if before is not None:
+            before.replaced = True
+            before.wake()
         return Client(
             channel,
             self.partition,
@@ -103,12 +109,25 @@ class LocalServer:
         for shard in range(self.partition.num_shards):
             self.deliver(shard, Leave(worker))
 
-    def deliver(self, shard: int, message: Message) -> None:
-        """Handles one message and mails the replies. Called in the sender's thread."""
-        self._raise_if_closed()
+    def deliver(self, shard: int, message: Message, sender: LocalChannel | None = None) -> None:
+        """Handles one message and mails the replies. Called in the sender's thread.
+
+        Raises:
+          ExchangeError: the server is closed or failed, or the sender was replaced.
+        """
+        self._raise_if_over()
         now = self._clock() - self._start
         with self._locks[shard]:
-            for reply in self._shards[shard].handle(message, now):
+            if sender is not None and sender.replaced:
+                if isinstance(message, Leave):
+                    return  # its successor stays
+                sender.raise_if_replaced()
+            try:
+                replies = self._shards[shard].handle(message, now)
+            except BaseException as error:
+                self._fail(shard, error)
+                raise
+            for reply in replies:
                 self._mail(shard, reply)
 
     def heard(self, worker: int) -> None:
@@ -157,7 +176,12 @@ class LocalServer:
                 shard.set_rule(one, keep_state=keep_state, note=note)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """One snapshot per shard, all at one instant: {'arrays': …, 'meta': …}."""
+        """One snapshot per shard, all at one instant: {'arrays': …, 'meta': …}.
+
+        Raises:
+          ExchangeError: the server failed; its state is that of no log.
+        """
+        self._raise_if_failed()
         with _all(self._locks):
             return [shard.snapshot() for shard in self._shards]
 
@@ -176,6 +200,8 @@ class LocalServer:
         with self._locks[shard]:
             for reply in self._shards[shard].restore(snapshot, self._clock() - self._start):
                 self._mail(shard, reply)
+            # Who does not join again must not be waited for.
+            self._heard_s |= dict.fromkeys(self._shards[shard].members, self._clock())
 
     def hold(self, shard: int) -> contextlib.AbstractContextManager:
         """Holds one shard up for as long as the context lasts (tests: a slow shard)."""
@@ -190,8 +216,7 @@ class LocalServer:
     def close(self) -> None:
         """Refuses further messages; clients that still wait get an error. Idempotent."""
         self._closed = True
-        for channel in list(self._channels.values()):
-            channel.wake()
+        self._wake_all()
 
     def __enter__(self) -> LocalServer:
         return self
@@ -199,7 +224,24 @@ class LocalServer:
     def __exit__(self, *exc_info) -> None:
         self.close()
 
-    def _raise_if_closed(self) -> None:
+    def _fail(self, shard: int, error: BaseException) -> None:
+        """A message was half handled: nothing that comes after it could be trusted."""
+        self._failure = (
+            f'shard {shard} failed ({error!r}) and takes nothing more: mend the cause and start '
+            'the server again.'
+        )
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for channel in list(self._channels.values()):
+            channel.wake()
+
+    def _raise_if_failed(self) -> None:
+        if self._failure:
+            raise ExchangeError(self._failure)
+
+    def _raise_if_over(self) -> None:
+        self._raise_if_failed()
         if self._closed:
             raise ExchangeError('the server is closed; close the clients before the server.')
 
@@ -216,16 +258,18 @@ class LocalChannel:
     def __init__(self, server: LocalServer, worker: int):
         self._server, self._worker = server, worker
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.replaced = False  # whether the same replica was connected again
 
     def send(self, shard: int, message: Message) -> None:
         self._server.heard(self._worker)
-        self._server.deliver(shard, message)
+        self._server.deliver(shard, message, self)
 
     def receive(self, timeout_s: float | None) -> tuple[int, Reply] | None:
         lease_s, left_s = self._server.lease_s, timeout_s
         while True:
+            self._server._raise_if_over()
+            self.raise_if_replaced()
             self._server.heard(self._worker)  # who waits is alive
-            self._server._raise_if_closed()
             patience = [t for t in (left_s, lease_s and lease_s / 2) if t is not None]
             try:
                 return self.inbox.get(timeout=min(patience) if patience else None)
@@ -240,6 +284,10 @@ class LocalChannel:
     def close(self) -> None:
         if self._server._channels.get(self._worker) is self:
             del self._server._channels[self._worker]
+
+    def raise_if_replaced(self) -> None:
+        if self.replaced:
+            raise ExchangeError('it was connected again; this client is over.')
 
 
 class _all:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from seqtrain.exchange.courier import ExchangeError, Pulled, Versions
 from seqtrain.exchange.memory import keep_freed_memory
 from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
-from seqtrain.exchange.policy import Policy
+from seqtrain.exchange.policy import Policy, check_lease
 from seqtrain.exchange.store import RuleLike, shard_rule
 from seqtrain.exchange.transport.cluster import start, stop
 from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
@@ -50,7 +51,7 @@ class RayEndpoint:
         return Client(
             RayChannel(self.actors),
             self.partition,
-            worker,
+            operator.index(worker),
             overlap=overlap and not self.policy.sync,
             take_turns=self.policy.waits,
             **options,
@@ -127,6 +128,7 @@ class RayServer:
         ready_s: float = 120.0,
         on_event: Callable[[Event], None] | None = None,
     ):
+        check_lease(lease_s)
         ray = load_ray()
         self._watcher: Watcher | None = None
         self._closed = False
@@ -235,10 +237,19 @@ class RayServer:
         load_ray().kill(self._actors[shard], no_restart=False)
 
     def close(self) -> None:
-        """Ends the shards' processes; what they acknowledged is in the directory. Idempotent."""
+        """Ends the shards' processes; what they acknowledged is in the directory. Idempotent.
+
+        Raises:
+          ExchangeError: `on_event` had failed; the shards have ended all the same.
+        """
         watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.close()
+        try:
+            if watcher is not None:
+                watcher.close()
+        finally:
+            self._close_shards()
+
+    def _close_shards(self) -> None:
         if self._closed:
             return
         self._closed = True

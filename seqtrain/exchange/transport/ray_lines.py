@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seqtrain.exchange.courier import ExchangeError
-from seqtrain.exchange.messages import Event, Leave, Message, Push, Reason, Reject, Reply
+from seqtrain.exchange.messages import Event, Leave, Message, Push, Reason, Reply, refused
 
 
 def load_ray() -> Any:
@@ -132,8 +132,7 @@ class RayChannel:
         for message in messages:
             if isinstance(message, Push):
                 text = f'Push {message.seq} to shard {shard} was under way when the shard died.'
-                reply = Reject(message.worker, Reason.NOT_JOINED, text, message.seq)
-                self._inbox.append((shard, reply))
+                self._inbox.append((shard, refused(message, Reason.NOT_JOINED, text)))
             else:
                 self.send(shard, message)
         time.sleep(0.1)

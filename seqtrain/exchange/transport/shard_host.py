@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import time
@@ -19,12 +20,25 @@ from typing import Any
 import numpy as np
 import optax
 
-from seqtrain.exchange.courier import answers
+from seqtrain.exchange.courier import ExchangeError
 from seqtrain.exchange.eventlog import EventLog
-from seqtrain.exchange.messages import Event, Leave, Message, Params, Push, Reason, Reject, Reply
+from seqtrain.exchange.messages import (
+    Event,
+    Leave,
+    Message,
+    Params,
+    Reason,
+    Reply,
+    address,
+    refused,
+)
 from seqtrain.exchange.policy import Policy
 from seqtrain.exchange.state import ShardState
 from seqtrain.exchange.store import Store
+
+logger = logging.getLogger(__name__)
+
+CLOSED = 'The server is closed; close the clients before the server.'
 
 
 class ShardHost:
@@ -61,11 +75,11 @@ class ShardHost:
         self._events: list[Event] = []
         self._log = EventLog(self._files.events) if self._files else None
         self._state = ShardState(Store(values, rule), policy, shard=shard, on_event=self._on_event)
-        self._waiting: dict[int, list[tuple[Message, asyncio.Future]]] = {}
+        self._waiting: dict[tuple[int, int, int], tuple[Message, asyncio.Future]] = {}
         self._heard_s: dict[int, float] = {}
         self._lease_task: asyncio.Task | None = None
         self._rule_number, self._later_rule = 0, later_rule
-        self._saved_version, self._closed = 0, False
+        self._saved_version, self._closed, self._failure = 0, False, ''
         with contextlib.ExitStack() as failed:
             if self._log is not None:
                 failed.callback(self._log.close)
@@ -76,12 +90,13 @@ class ShardHost:
         """After a crash: the last checkpoint (or the start) and a generation never used before."""
         if self._files is None:
             return
-        generation = self._files.next_generation()
-        if generation == 0:
-            self._save()
+        if self._files.are_new():
+            self._save()  # before the generation: who finds that one must find a checkpoint
+            self._files.write_generation(0)
             return
+        generation = self._files.next_generation()
         snapshot = self._files.load()
-        snapshot['meta']['generation'] = generation - 1
+        snapshot['meta']['after'] = generation - 1
         if snapshot['meta'].get('start_s') == self._start_s:  # else of an earlier server
             self._rule_number = snapshot['meta']['rule']
         if self._rule_number:
@@ -89,19 +104,25 @@ class ShardHost:
             self._state.store.set_rule(self._later_rule(self._rule_number))
         self._state.restore(snapshot, self._now())
         self._saved_version = self._state.version
-        self._heard_s = dict.fromkeys(self._state.members, time.monotonic())  # leases begin anew
+        self._begin_leases()
+
+    def _begin_leases(self) -> None:
+        """Who does not join again after a restart must not be waited for."""
+        self._heard_s |= dict.fromkeys(self._state.members, time.monotonic())
 
     # -- for replicas -----------------------------------------------------------------------
 
     async def call(self, messages: list[Message]) -> list[Reply]:
         """Handles one replica's messages in order; returns their replies when all are due.
 
-        A `Leave` has no reply.
+        A `Leave` has no reply, nor has a message that was sent again before it was answered: its
+        repetition has.
         """
         if self._lease_s is not None and self._lease_task is None:
             self._lease_task = asyncio.get_running_loop().create_task(self._expire_silent())
         answers_due = [self._take(message) for message in messages]
-        return [await future for future in answers_due if future is not None]
+        replies = [await future for future in answers_due if future is not None]
+        return [reply for reply in replies if reply is not None]
 
     def _take(self, message: Message) -> asyncio.Future | None:
         self._heard_s[message.worker] = time.monotonic()
@@ -110,37 +131,54 @@ class ShardHost:
             self._handle(message)
             return None
         future: asyncio.Future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(message.worker, []).append((message, future))
+        if address(message) in self._waiting:
+            _settle(self._waiting.pop(address(message))[1], None)
+        self._waiting[address(message)] = (message, future)
         self._handle(message)
         return future
 
     def _handle(self, message: Message) -> None:
         """The state machine's turn; a checkpoint that is due is written before anybody hears."""
-        if self._closed:
-            self._deliver([_closed(message)])
+        if self._closed or self._failure:
+            self._refuse_all()
             return
-        self._deliver(self._state.handle(message, self._now()))
-        if self._files and self._state.version - self._saved_version >= self._every:
-            self._save()
+        try:
+            replies = self._state.handle(message, self._now())
+            if self._files and self._state.version - self._saved_version >= self._every:
+                self._save()
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._deliver(replies)
 
     def _deliver(self, replies: list[Reply]) -> None:
         """Hands replies to the calls that wait for them; replies nobody waits for are dropped."""
         for reply in replies:
-            calls = self._waiting.get(reply.worker, [])
-            for i, (message, future) in enumerate(calls):
-                if answers(message, reply):
-                    del calls[i]
-                    if not future.done():
-                        future.set_result(reply)
-                    break
+            _, future = self._waiting.pop(address(reply), (None, None))
+            if future is not None:
+                _settle(future, reply)
             self._heard_s[reply.worker] = time.monotonic()
+
+    def _fail(self, error: Exception) -> None:
+        """A message was half handled: nothing that comes after it could be trusted."""
+        logger.error('Shard %d failed.', self._state.shard, exc_info=error)
+        self._failure = (
+            f'Shard {self._state.shard} failed ({error!r}) and takes nothing more: mend the cause '
+            'and start the server again.'
+        )
+        self._refuse_all()
+
+    def _refuse_all(self) -> None:
+        text = self._failure or CLOSED
+        waiting = [message for message, _ in self._waiting.values()]
+        self._deliver([refused(message, Reason.CLOSED, text) for message in waiting])
 
     async def _expire_silent(self) -> None:
         assert self._lease_s is not None
         while True:
             await asyncio.sleep(self._lease_s / 4)
             for worker, heard_s in list(self._heard_s.items()):
-                waits = bool(self._waiting.get(worker))
+                waits = any(waiting == worker for waiting, _, _ in self._waiting)
                 if not waits and time.monotonic() - heard_s > self._lease_s:
                     del self._heard_s[worker]
                     self._handle(Leave(worker))
@@ -184,6 +222,7 @@ class ShardHost:
         self._deliver(self._state.restore(snapshot, self._now()))
         if self._files:
             self._files.write_generation(self._state.generation)
+        self._begin_leases()
         self._save()
 
     async def events(self, since: int = 0) -> tuple[int, list[Event]]:
@@ -201,14 +240,20 @@ class ShardHost:
         self._closed = True
         if self._lease_task is not None:
             self._lease_task.cancel()
-        waiting = [message for calls in self._waiting.values() for message, _ in calls]
-        self._deliver([_closed(message) for message in waiting])
-        self._save()
+        self._refuse_all()
+        if not self._failure:
+            self._save()
         if self._log is not None:
             self._log.close()
 
     def _save(self) -> dict[str, Any]:
-        """The snapshot, also as the checkpoint that a crash comes back to."""
+        """The snapshot, also as the checkpoint that a crash comes back to.
+
+        Raises:
+          ExchangeError: the shard failed; its state is that of no log.
+        """
+        if self._failure:
+            raise ExchangeError(self._failure)
         snapshot = self._state.snapshot()
         snapshot['meta'] |= {'rule': self._rule_number, 'start_s': self._start_s}
         if self._files:
@@ -225,10 +270,9 @@ class ShardHost:
             self._log.append(event)
 
 
-def _closed(message: Message) -> Reject:
-    seq = message.seq if isinstance(message, Push) else -1
-    text = 'The server is closed; close the clients before the server.'
-    return Reject(message.worker, Reason.CLOSED, text, seq)
+def _settle(future: asyncio.Future, reply: Reply | None) -> None:
+    if not future.done():  # else its caller is gone
+        future.set_result(reply)
 
 
 class _Files:
@@ -240,11 +284,15 @@ class _Files:
         self._generation = directory / f'shard-{shard}.generation'
         self.events = directory / f'shard-{shard}.events.jsonl'
 
+    def are_new(self) -> bool:
+        """Whether no shard has been started with them."""
+        return not self._generation.exists()
+
     def next_generation(self) -> int:
-        """0 the first time, then one more each time the shard is started."""
-        last = int(self._generation.read_text()) if self._generation.exists() else -1
-        self.write_generation(last + 1)
-        return last + 1
+        """One more each time the shard is started again."""
+        generation = int(self._generation.read_text()) + 1
+        self.write_generation(generation)
+        return generation
 
     def write_generation(self, generation: int) -> None:
         beside = self._generation.with_suffix('.writing-generation')
