@@ -1,4 +1,4 @@
-"""Threaded runs on which a plan inflicts faults; and what a message may not contain."""
+"""Threaded runs with faults, planned and others; and what a message may not contain."""
 
 import dataclasses
 import random
@@ -139,6 +139,105 @@ def test_a_replica_that_pauses_for_longer_than_its_lease_comes_back(mode, caplog
                 client.flush()
             assert server.params().versions.numbers == ((3, 3) if mode == 'async' else (2, 2))
         server.check()
+
+
+@pytest.mark.parametrize('what', ['the event log', 'the rule'])
+@pytest.mark.parametrize('mode', ['async', 'sync'])
+def test_a_shard_that_fails_ends_the_wait_of_all(mode, what):
+    def on_event(event):
+        if what == 'the event log' and event.kind == 'applied' and event.version == 2:
+            raise OSError(28, 'No space left on device')
+
+    def broken(*args, **options):
+        raise OSError(28, 'No space left on device')
+
+    server = exchange.LocalServer(
+        START, 1, rules.sgd(1.0), Policy(mode=mode, num_workers=2), on_event=on_event
+    )
+    if what == 'the rule':
+        server._shards[0].store._step = broken
+    errors = []
+
+    def replica(worker):
+        try:
+            with server.connect(worker) as client:
+                for _ in range(50):
+                    client.push(ONES, client.latest().versions)
+                    client.flush()
+        except exchange.ExchangeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=replica, args=(n,), daemon=True) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    ended = not any(thread.is_alive() for thread in threads)
+    server.close()
+    assert ended
+    assert len(errors) == 2
+    assert all('No space left' in error for error in errors)
+    with pytest.raises(exchange.ExchangeError, match='shard 0 failed'):
+        server.snapshot()
+
+
+@pytest.mark.parametrize('policy', [{'max_staleness': 0}, {'mode': 'sync'}], ids=str)
+def test_nobody_waits_for_a_client_whose_thread_failed(policy):
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=2, **policy)) as server:
+        failing, going_on = server.connect(0), server.connect(1)
+        failing.push({'other': 0}, failing.latest().versions)
+        with pytest.raises(exchange.ExchangeError, match='structure'):
+            failing.flush()
+        failing._thread.join(10)
+        assert not any(shard.members[0].present for shard in server._shards)
+        for _ in range(3):
+            going_on.push(ONES, going_on.latest().versions)
+        going_on.flush()
+        going_on.close()
+        assert server.params().versions.numbers == (3, 3)
+
+
+def test_who_does_not_join_again_after_restore_loses_its_lease():
+    clock = [0.0]
+    policy = Policy(mode='sync', num_workers=2)
+    with exchange.LocalServer(
+        START, 1, rules.sgd(1.0), policy, lease_s=10.0, clock=lambda: clock[0]
+    ) as server:
+        dead, alive = server.connect(0), server.connect(1)
+        dead.latest()
+        alive.latest()
+        saved = server.snapshot()
+        dead.kill()
+        clock[0] = 11.0
+        server.heard(1)
+        server.expire_silent()
+        assert server._shards[0].gone == {0}
+        server.restore(saved)
+        clock[0] = 22.0
+        server.heard(1)
+        server.expire_silent()
+        assert server._shards[0].gone == {0}
+        alive.close()
+
+
+def test_a_replaced_client_is_over_and_leaves_its_successor_alone():
+    policy = Policy(mode='sync', num_workers=2)
+    with exchange.LocalServer(START, 1, rules.sgd(1.0), policy) as server:
+        resting = server.connect(0)
+        resting.latest()
+        waiting = server.connect(0)
+        waiting.push(ONES, waiting.latest().versions)  # waits for replica 1
+        resting.close()
+        with server.connect(0) as newest, server.connect(1) as other:
+            with pytest.raises(exchange.ExchangeError, match='connected again'):
+                waiting.flush()
+            with pytest.raises(exchange.ExchangeError, match='connected again'):
+                waiting.close()
+            for client in (newest, other):
+                client.push(ONES, client.latest().versions)
+            newest.flush()
+            assert newest.rejections == []
+        assert server.params().versions.numbers == (1,)
 
 
 def test_a_joiner_in_mid_run():
