@@ -2,7 +2,8 @@
 
 Error feedback (Seide et al. 2014, "1-bit SGD", Interspeech): what rounding took from this push is
 added to the next one, so that no part of a gradient is lost, only late. It is the replica's own
-state; a shard decodes what arrives and sees f32.
+state; a shard decodes what arrives and sees f32. It begins anew where the replica joins a shard:
+nobody knows which of its pushes a shard that restarts has seen.
 """
 
 from __future__ import annotations
@@ -93,3 +94,7 @@ class Compressor:
         if self._feedback and np.isfinite(update).all():
             self._errors[shard] = update - decode(encoded)
         return encoded
+
+    def forget(self, shard: int) -> None:
+        """Begins anew for one shard."""
+        self._errors.pop(shard, None)

@@ -240,6 +240,8 @@ class Courier:
 
     def _join_again(self, shards: list[int]) -> None:
         self.stats.rejoins += bool(shards)
+        for shard in shards:
+            self._compress.forget(shard)
         self._ask([(s, Join(self.worker, fresh=False, life=self._life)) for s in shards])
 
     def leave(self) -> None:

@@ -183,12 +183,14 @@ class Event:
       s2: age of the outer derivatives.
       frames: frames behind the update.
       time_s: the shell's clock when the message was handled (virtual time in the simulator).
-      note: the reason of a rejection, the name of a rule, 'fresh' for a new replica that joined.
+      note: the reason of a rejection, the name of a rule, 'fresh' for a new replica that joined,
+        'again' for one that the shard had forgotten (empty in older logs).
       generation: the shard's generation; counts its restarts.
       bases: versions of all shards that the update was computed from.
       generations: their generations.
       steps: local steps behind the update.
       life: which life of the replica, see `Join`.
+      source: 'restored': the generation in which the snapshot was taken; −1 in older logs.
     """
 
     kind: str
@@ -207,3 +209,4 @@ class Event:
     generations: tuple[int, ...] = ()
     steps: int = 1
     life: int = 0
+    source: int = -1

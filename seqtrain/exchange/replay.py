@@ -3,7 +3,8 @@
 The log says which push was applied to which shard in which order, and from which versions it was
 computed. With the same initial values, the same rules and a gradient function that gives the same
 update for the same (replica, number, parameters), one thread then walks through the log and ends
-with the same values: same machine, same backend. Restarts of shards are part of the log.
+with the same values: same machine, same backend. Restarts of shards are part of the log; one that
+does not say which of several futures it went back to (an older log) means the newest.
 
 Not here: making the updates. `gradient` is the caller's, and so is whatever state a replica has
 of its own; it is called once per push and, per replica, in the order of its pushes.
@@ -69,9 +70,11 @@ def replay(
         Store(values, shard_rule(rule, partition, s), device)
         for s, values in enumerate(partition.split(params))
     ]
-    for store, snapshot in zip(stores, snapshots or [], strict=False):
-        store.restore(snapshot['arrays'], int(snapshot['meta']['version']))
-    run = _Replay(events, partition, stores, gradient, list(later_rules), codec)
+    metas = [snapshot['meta'] for snapshot in snapshots or []]
+    for store, snapshot, meta in zip(stores, snapshots or [], metas, strict=False):
+        store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
+    generations = [int(meta['generation']) for meta in metas] or [0] * num_shards
+    run = _Replay(events, partition, stores, generations, gradient, list(later_rules), codec)
     for event in events:
         run.step(event)
     run.finish()
@@ -79,6 +82,7 @@ def replay(
 
 
 _PUSHES = ('applied', 'rejected')
+_UNKNOWN = -1
 
 
 class _Replay:
@@ -89,6 +93,7 @@ class _Replay:
         events: Sequence[Event],
         partition: Partition,
         stores: list[Store],
+        generations: list[int],
         gradient: Gradient,
         later_rules: list[tuple[RuleLike, bool]],
         codec: str,
@@ -96,17 +101,17 @@ class _Replay:
         self._partition, self._stores, self._gradient = partition, stores, gradient
         self._rules, self._rule_at = later_rules, [0] * len(stores)
         self._codec, self._compressors = codec, dict[tuple[int, int], Compressor]()
-        self._lives = collections.Counter[tuple[int, int]]()  # (shard, worker) -> fresh joins
-        self._generation = [0] * len(stores)
+        self._generation = generations
         self._values: dict[tuple, Any] = {}
         self._updates: dict[tuple, list[np.ndarray]] = {}
         self._rounds: dict[tuple, list[Push]] = collections.defaultdict(list)
-        self._snapshots: dict[tuple[int, int], dict[str, Any]] = {}
+        self._snapshots: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._begins_anew = _first_after_joins(events)
         pushes = [event for event in events if event.kind in _PUSHES and event.seq >= 0]
         self._round_size = collections.Counter(_round(e) for e in pushes if e.kind == 'applied')
         self._uses = collections.Counter(_job(e) for e in pushes)
         self._last_use = {key: event for event in pushes for key in _bases(event)}
-        self._targets = {(e.shard, e.version) for e in events if e.kind == 'restored'}
+        self._targets = {_source(e) for e in events if e.kind == 'restored'}
         for shard in range(len(stores)):
             self._keep(shard)
 
@@ -119,8 +124,6 @@ class _Replay:
             for key in _bases(event):
                 if self._last_use[key] is event:
                     self._values.pop(key, None)
-        elif event.kind == 'joined' and event.note == 'fresh':
-            self._lives[event.shard, event.worker] += 1
         elif event.kind == 'rule':
             self._next_rule(event.shard)
         elif event.kind == 'restored':
@@ -142,8 +145,11 @@ class _Replay:
             if pulled is None:
                 return None
             shards = self._partition.split(self._gradient(event, self._partition.join(pulled)))
-            life = (event.worker, self._lives[event.shard, event.worker])
+            life = (event.worker, event.life)
             compress = self._compressors.setdefault(life, Compressor(self._codec))
+            for shard in range(len(shards)):
+                if (job, shard) in self._begins_anew:
+                    compress.forget(shard)
             self._updates[job] = [decode(compress(s, part)) for s, part in enumerate(shards)]
         update = self._updates[job][event.shard]
         self._uses[job] -= 1
@@ -192,8 +198,9 @@ class _Replay:
         key = (shard, store.version, self._generation[shard])
         if key in self._last_use:
             self._values[key] = store.values
-        if key[:2] in self._targets:
-            self._snapshots[key[:2]] = store.snapshot()
+        for target in (key, (*key[:2], _UNKNOWN)):
+            if target in self._targets:
+                self._snapshots[target] = store.snapshot()
 
     def _next_rule(self, shard: int) -> None:
         at = self._rule_at[shard]
@@ -206,16 +213,40 @@ class _Replay:
 
     def _restore(self, event: Event) -> None:
         shard, version = event.shard, event.version
-        if (shard, version) not in self._snapshots:
+        if _source(event) not in self._snapshots:
             raise ReplayError(f'Shard {shard} went back to version {version}, never seen before.')
-        self._stores[shard].restore(self._snapshots[shard, version], version)
+        self._stores[shard].restore(self._snapshots[_source(event)], version)
         self._generation[shard] = event.generation
         self._keep(shard)
 
 
 def _job(event: Event) -> tuple:
     """What identifies one push of one replica across shards."""
-    return event.worker, event.seq, event.bases, event.generations
+    return event.worker, event.life, event.seq, event.bases, event.generations
+
+
+def _source(event: Event) -> tuple[int, int, int]:
+    """(shard, version, generation) of what a shard went back to."""
+    return event.shard, event.version, event.source
+
+
+def _first_after_joins(events: Sequence[Event]) -> set[tuple[tuple, int]]:
+    """(push, shard) of what a replica pushed to a shard first after it had joined it.
+
+    There its error feedback for that shard begins. A join that is repeated before any push counts
+    once; joins again of older logs, which have no note, left the feedback alone.
+    """
+    joined, seen, first = set(), set(), set()
+    for event in events:
+        who = (event.shard, event.worker, event.life)
+        if event.kind == 'joined' and event.note:
+            joined.add(who)
+        elif event.kind in _PUSHES and event.seq >= 0 and (_job(event), event.shard) not in seen:
+            seen.add((_job(event), event.shard))
+            if who in joined:
+                joined.remove(who)
+                first.add((_job(event), event.shard))
+    return first
 
 
 def _round(event: Event) -> tuple:

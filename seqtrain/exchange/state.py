@@ -156,7 +156,7 @@ class ShardState:
         self._forget(worker)
         member.present, member.life = True, message.life
         self.gone.discard(worker)
-        self._log('joined', worker, 'fresh' if message.fresh else '')
+        self._log('joined', worker, 'fresh' if message.fresh else 'again')
         self._serve(message)
 
     def _pull(self, message: Pull) -> None:
@@ -324,11 +324,11 @@ class ShardState:
 
     # -- log --------------------------------------------------------------------------------
 
-    def _log(self, kind: str, worker: int = -1, note: str = '') -> None:
+    def _log(self, kind: str, worker: int = -1, note: str = '', source: int = -1) -> None:
         ids = (kind, self.shard, worker, -1, -1, self.version)
         life = self.members[worker].life if worker in self.members else 0
         facts = (0, 0, 0.0, self._now, note, self.generation)
-        self._on_event(Event(*ids, *facts, life=life))
+        self._on_event(Event(*ids, *facts, life=life, source=source))
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
         ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
@@ -357,6 +357,7 @@ class ShardState:
             'version': self.version,
             'generation': self.generation,
             'gone': sorted(self.gone),
+            'opt_state': self.store.structure,
         } | members.kept(self.members)
         return {'arrays': self.store.snapshot(), 'meta': meta}
 
@@ -375,7 +376,7 @@ class ShardState:
           ValueError: the snapshot is of another size or of another rule; nothing was changed.
         """
         meta = snapshot['meta']
-        self.store.restore(snapshot['arrays'], int(meta['version']))
+        self.store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
         source = int(meta['generation'])
@@ -384,7 +385,7 @@ class ShardState:
         self.gone = {int(worker) for worker in meta['gone']}
         self.members = members.away(meta)
         self.tickets = Tickets(self.tickets.bound)
-        self._log('restored')
+        self._log('restored', source=source)
         return self._replies
 
     def check(self) -> None:

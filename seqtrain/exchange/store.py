@@ -59,6 +59,11 @@ class Store:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
+    @property
+    def structure(self) -> str:
+        """What the optimiser state is made of, its classes by name."""
+        return str(jax.tree.structure(self.opt_state))
+
     def read(self) -> np.ndarray:
         """The values, read-only; they stay as they are whatever comes later."""
         if self.keep_base:
@@ -98,7 +103,7 @@ class Store:
         rule = optax.with_extra_args_support(rule)
         state = self._put(rule.init(self.values))
         if keep_state:
-            if str(jax.tree.structure(state)) != str(jax.tree.structure(self.opt_state)):
+            if str(jax.tree.structure(state)) != self.structure:
                 raise ValueError('The new rule has another state; use keep_state=False.')
             state = self.opt_state
         self.rule, self.opt_state = rule, state
@@ -112,8 +117,13 @@ class Store:
             'opt_state': [np.array(leaf) for leaf in jax.tree.leaves(self.opt_state)],
         }
 
-    def restore(self, arrays: dict[str, Any], version: int) -> None:
+    def restore(self, arrays: dict[str, Any], version: int, structure: str | None = None) -> None:
         """Goes back to a snapshot.
+
+        Args:
+          arrays: the snapshot.
+          version: its version.
+          structure: of the store that it was taken from; None where unknown.
 
         Raises:
           ValueError: the snapshot is of another size or of another rule.
@@ -124,7 +134,8 @@ class Store:
                 f'The snapshot holds {np.shape(arrays["values"])} values, this shard has '
                 f'{self.shape}: another model or another number of shards.'
             )
-        if [np.shape(leaf) for leaf in arrays['opt_state']] != [leaf.shape for leaf in leaves]:
+        shapes = [np.shape(leaf) for leaf in arrays['opt_state']]
+        if shapes != [leaf.shape for leaf in leaves] or structure not in (None, self.structure):
             raise ValueError('The snapshot holds the optimiser state of another rule.')
         self.values = self._put(np.array(arrays['values'], np.float32))
         state = [np.array(a, b.dtype) for a, b in zip(arrays['opt_state'], leaves, strict=True)]
@@ -141,6 +152,7 @@ class Counter:
 
     shape = (0,)
     keep_base = False
+    structure = ''
 
     def __init__(self):
         self.version = 0
@@ -164,5 +176,5 @@ class Counter:
     def snapshot(self) -> dict[str, Any]:
         return {}
 
-    def restore(self, arrays: dict[str, Any], version: int) -> None:
+    def restore(self, arrays: dict[str, Any], version: int, structure: str | None = None) -> None:
         self.version = version

@@ -331,8 +331,7 @@ class Experiment:
         # pasts must not have one name.
         newest = eventlog.newest_generations(self.monitor.events)
         for shard, snapshot in enumerate(position.shards):
-            meta = snapshot['meta']
-            meta['generation'] = max(int(meta['generation']), newest.get(shard, 0))
+            snapshot['meta']['after'] = newest.get(shard, 0)
         self.server.restore(position.shards)
 
     def _labels_of(self, position: Position) -> list[np.ndarray]:

@@ -220,6 +220,12 @@ def test_who_does_not_join_again_after_restore_loses_its_lease():
         alive.close()
 
 
+@pytest.mark.parametrize('lease_s', [0, -1.0, float('nan')])
+def test_a_lease_that_nobody_could_keep_is_refused(lease_s):
+    with pytest.raises(ValueError, match='lease_s is'):
+        exchange.LocalServer(START, 1, lease_s=lease_s)
+
+
 def test_a_replaced_client_is_over_and_leaves_its_successor_alone():
     policy = Policy(mode='sync', num_workers=2)
     with exchange.LocalServer(START, 1, rules.sgd(1.0), policy) as server:

@@ -1,5 +1,6 @@
 """Recorded threaded runs, replayed: through a log file, with rules changed, codecs, restarts."""
 
+import json
 import threading
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from seqtrain import exchange
 from seqtrain.exchange import Event, EventLog, Policy, eventlog, replay, rules
+from seqtrain.exchange.transport import local
 
 START = {
     'a': np.linspace(-1, 1, 7).astype(np.float32),
@@ -100,6 +102,109 @@ def test_a_run_with_a_restarted_shard_replays(caplog):
         record(server, 2, 5, first_seq=10)
         assert server.params().versions.numbers == (30, 20)
         assert_same(server, replay(server.events(), START, 2, rule, gradient))
+
+
+def pushed(server, seqs, **options):
+    """One replica that pushes what `gradient` says, each from what it pulled after the last one."""
+    with server.connect(0, overlap=False, **options) as client:
+        for seq in seqs:
+            params, versions = client.latest()
+            client.push(gradient(Event('applied', 0, 0, seq), params), versions)
+            client.flush()
+
+
+def test_a_run_that_went_back_to_an_earlier_future_replays():
+    rule = rules.sgd(0.1, 0.9)
+    with exchange.LocalServer(START, 1, rule) as server:
+        pushed(server, [0])
+        first = server.snapshot()
+        pushed(server, [1, 2])
+        third = server.snapshot()
+        server.restore(first)
+        pushed(server, [11, 12, 13])  # another version 3 on the way
+        server.restore(third)
+        pushed(server, [21])
+        taken = [event.seq for event in server.events() if event.kind == 'applied']
+        assert taken == [0, 1, 2, 1, 2, 3, 3]
+        named = iter([0, 1, 2, 11, 12, 13, 21])
+
+        def again(event, params):
+            return gradient(Event('applied', 0, 0, next(named)), params)
+
+        assert_same(server, replay(server.events(), START, 1, rule, again))
+
+
+def test_a_log_from_before_snapshots_were_named_replays(tmp_path):
+    rule = rules.sgd(0.1, 0.9)
+    path = tmp_path / 'events.jsonl'
+    with (
+        EventLog(path) as log,
+        exchange.LocalServer(START, 2, rule, on_event=log.append) as server,
+    ):
+        record(server, 1, 3)
+        saved = server.snapshot()
+        record(server, 1, 2, first_seq=3)
+        server.restore(saved)
+        record(server, 1, 2, first_seq=3)
+        lines = path.read_text().splitlines()
+        shorter = [json.dumps(json.loads(line)[:-1]) for line in lines[1:]]
+        path.write_text('\n'.join([lines[0], *shorter]) + '\n')
+        events = eventlog.read(path)[1]
+        assert {event.source for event in events} == {-1}
+        assert_same(server, replay(events, START, 2, rule, gradient))
+
+
+@pytest.mark.parametrize('twice', ['the join', 'the join of one shard'])
+def test_joins_that_come_twice_leave_the_error_feedback_alone(twice, monkeypatch):
+    send = local.LocalChannel.send
+
+    def doubling(self, shard, message):
+        send(self, shard, message)
+        if isinstance(message, exchange.Join) and (shard == 1 or twice == 'the join'):
+            send(self, shard, message)
+
+    def crossing(self, shard, message):
+        """Every other push reaches shard 1 first, and so is made there in the replay."""
+        if isinstance(message, exchange.Push) and shard == 0 and message.seq % 2:
+            self.held = message
+            return
+        doubling(self, shard, message)
+        if isinstance(message, exchange.Push) and shard == 1 and message.seq % 2:
+            doubling(self, 0, self.held)
+
+    monkeypatch.setattr(local.LocalChannel, 'send', crossing)
+    rule = rules.sgd(0.1)
+    with exchange.LocalServer(START, 2, rule) as server:
+        pushed(server, range(6), codec='int8')
+        assert_same(server, replay(server.events(), START, 2, rule, gradient, codec='int8'))
+
+
+@pytest.mark.parametrize('merged', [False, True])
+@pytest.mark.parametrize('num_shards', [1, 2])
+@pytest.mark.parametrize('codec', ['bfloat16', 'int8'])
+def test_a_push_that_was_lost_with_its_shard_leaves_no_trace(
+    codec, num_shards, merged, monkeypatch, caplog
+):
+    send, last = local.LocalChannel.send, num_shards - 1
+
+    def dying(self, shard, message):
+        if isinstance(message, exchange.Push) and (message.seq, shard) == (2, last):
+            server.restore_shard(shard, server.snapshot()[shard])
+            text = 'It was under way when the shard died.'  # as `RayChannel` says it
+            reason = exchange.Reason.NOT_JOINED
+            self.inbox.put((shard, exchange.Reject(0, reason, text, message.seq)))
+        else:
+            send(self, shard, message)
+
+    monkeypatch.setattr(local.LocalChannel, 'send', dying)
+    rule = rules.sgd(0.1)
+    with exchange.LocalServer(START, num_shards, rule) as server:
+        pushed(server, range(6), codec=codec)
+        events = server.events()
+        if merged:
+            events = eventlog.causal(events)
+        assert server.params().versions.numbers[last] == 5
+        assert_same(server, replay(events, START, num_shards, rule, gradient, codec=codec))
 
 
 def test_a_resumed_run_replays_from_its_checkpoint():
