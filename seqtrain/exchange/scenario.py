@@ -55,7 +55,7 @@ class Scenario:
       step_s: time to compute one update.
       slowness: factor on a replica's `step_s`, drawn once per replica.
       slow: (replica, factor) pairs on top of that.
-      latency_s: one way, per message.
+      latency_s: one way; a push and the pull after it travel together.
       bandwidth: bytes per second of a replica's line, either way; drawn once per replica.
       size: parameters in all (4 bytes each).
       num_shards: shards.

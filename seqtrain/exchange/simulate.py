@@ -6,7 +6,8 @@ is deterministic by seed, and knows two depths: time only (a `Counter` store), o
 a `Problem` through a real rule.
 
 A simulated replica behaves as `Client` does: its exchange goes on beside its computing, at most
-`queue_size` pushes wait, and in sync mode or under a waiting bound it rests until it may go on.
+`queue_size` pushes wait, a pull travels with the push before it, and in sync mode or under a
+waiting bound (there it pulls the shards one after the other) it rests until it may go on.
 Not here: lost messages (see `faults`), and the contention of replicas for one machine's cores.
 """
 
@@ -22,7 +23,6 @@ import numpy as np
 import optax
 
 from seqtrain.exchange.messages import (
-    Ack,
     Event,
     Join,
     Leave,
@@ -30,8 +30,10 @@ from seqtrain.exchange.messages import (
     Params,
     Pull,
     Push,
+    Reason,
     Reject,
     Reply,
+    answers,
 )
 from seqtrain.exchange.scenario import Dist, Problem, Result, Scenario
 from seqtrain.exchange.state import ShardState
@@ -68,8 +70,9 @@ class _Replica:
     versions: tuple[int, ...] = ()
     values: Any = None
     queue: collections.deque = dataclasses.field(default_factory=collections.deque)
-    asked: dict[int, type] = dataclasses.field(default_factory=dict)
-    answers: dict[int, Reply] = dataclasses.field(default_factory=dict)
+    asked: dict[tuple[int, bool], Message] = dataclasses.field(default_factory=dict)
+    answers: dict[tuple[int, bool], Reply] = dataclasses.field(default_factory=dict)
+    params: dict[int, Params] = dataclasses.field(default_factory=dict)
     generations: tuple[int, ...] = ()
     busy_s: float = 0.0
 
@@ -178,27 +181,33 @@ class Simulation:
 
     # -- messages ---------------------------------------------------------------------------
 
-    def _send(self, replica: _Replica, messages: list[Message], payload: bool) -> None:
-        """One message to each shard; its answers are collected before the next is sent."""
+    def _send(self, replica: _Replica, calls: dict[int, list[Message]]) -> None:
+        """One call to each of these shards; all answers are collected before the next calls."""
         s = self._scenario
-        part_s = 4 * s.size / s.num_shards / replica.bandwidth if payload else 0.0
         replica.answers = {}
-        replica.asked = {shard: type(message) for shard, message in enumerate(messages)}
-        for shard, message in enumerate(messages):
-            arrival = self._now + self._latency_s() + part_s * (shard + 1)
-            self._at(arrival, self._arrive, shard, message, replica.life)
+        replica.asked = {
+            (shard, isinstance(message, Push)): message
+            for shard, messages in calls.items()
+            for message in messages
+        }
+        on_the_line_s = 0.0
+        for shard, messages in calls.items():
+            if isinstance(messages[0], Push):
+                on_the_line_s += 4 * s.size / s.num_shards / replica.bandwidth
+            arrival = self._now + self._latency_s() + on_the_line_s
+            self._at(arrival, self._arrive, shard, messages, replica.life)
 
-    def _arrive(self, shard: int, message: Message, life: int) -> None:
-        """A message waits for the shard, is handled, and its replies travel back."""
+    def _arrive(self, shard: int, messages: list[Message], life: int) -> None:
+        """Each message waits for the shard, is handled, and its replies travel back."""
         s = self._scenario
-        busy_s = s.apply_s if isinstance(message, Push) else s.serve_s
-        start = max(self._now, self._free_s[shard])
-        self._free_s[shard] = start + busy_s
-        if start > self._now:
-            self._at(self._free_s[shard], self._handle, shard, message, life)
-        else:
-            self._now = self._free_s[shard]
-            self._handle(shard, message, life)
+        for message in messages:
+            start = max(self._now, self._free_s[shard])
+            self._free_s[shard] = start + (s.apply_s if isinstance(message, Push) else s.serve_s)
+            if start > self._now:
+                self._at(self._free_s[shard], self._handle, shard, message, life)
+            else:
+                self._now = self._free_s[shard]
+                self._handle(shard, message, life)
 
     def _handle(self, shard: int, message: Message, life: int) -> None:
         if self._replicas[message.worker].life != life and not isinstance(message, Leave):
@@ -217,21 +226,26 @@ class Simulation:
 
     def _receive(self, shard: int, reply: Reply, life: int) -> None:
         replica = self._replicas[reply.worker]
-        if replica.life != life or not _expected(replica, shard, reply):
+        if replica.life != life:
             return
-        replica.answers[shard] = reply
-        if len(replica.answers) < self._scenario.num_shards:
+        for key in ((shard, True), (shard, False)):
+            if key in replica.asked and answers(replica.asked[key], reply):
+                replica.answers[key] = reply
+        if len(replica.answers) < len(replica.asked):
             return
-        answers, replica.answers, replica.asked = replica.answers, {}, {}
-        if all(isinstance(answer, Params) for answer in answers.values()):
-            self._take_params(replica, [answers[i] for i in sorted(answers)])
-        elif any(isinstance(a, Reject) and a.reason.value in _FORGOTTEN for a in answers.values()):
+        got, replica.answers, replica.asked = replica.answers, {}, {}
+        if any(isinstance(a, Reject) and a.reason in _FORGOTTEN for a in got.values()):
             replica.queue.clear()
             self._join(replica, replica.life)
-        else:
+            return
+        replica.params |= {key[0]: a for key, a in got.items() if isinstance(a, Params)}
+        if len(replica.params) < self._scenario.num_shards:
             self._pull(replica)
+        else:
+            self._take_params(replica)
 
-    def _take_params(self, replica: _Replica, params: list[Any]) -> None:
+    def _take_params(self, replica: _Replica) -> None:
+        params, replica.params = [replica.params[i] for i in sorted(replica.params)], {}
         replica.versions = tuple(p.version for p in params)
         replica.generations = tuple(p.generation for p in params)
         if self._problem is not None:
@@ -252,12 +266,15 @@ class Simulation:
     def _join(self, replica: _Replica, life: int) -> None:
         if replica.life == life:
             replica.alive, replica.joined, replica.fresh = True, False, False
+            replica.params = {}
             shards = range(self._scenario.num_shards)
-            self._send(replica, [Join(replica.number) for _ in shards], False)
+            self._send(replica, {shard: [Join(replica.number)] for shard in shards})
 
     def _pull(self, replica: _Replica) -> None:
-        shards = range(self._scenario.num_shards)
-        self._send(replica, [Pull(replica.number) for _ in shards], False)
+        """Asks for what is missing: in turns where replicas may have to wait for each other."""
+        shards = [s for s in range(self._scenario.num_shards) if s not in replica.params]
+        asked = shards[:1] if self._scenario.policy.waits else shards
+        self._send(replica, {shard: [Pull(replica.number)] for shard in asked})
 
     def _go_on(self, replica: _Replica) -> None:
         """Starts what may start: the next push in the queue, the next computation."""
@@ -294,10 +311,14 @@ class Simulation:
         replica.step += 1
         ids = (replica.number, replica.seq)
         replica.seq += 1
-        pushes: list[Message] = [
-            Push(*ids, versions[i], parts[i], generation=generations[i]) for i in range(num_shards)
-        ]
-        self._send(replica, pushes, True)
+        pull = [] if self._scenario.policy.waits else [Pull(replica.number)]
+        self._send(
+            replica,
+            {
+                i: [Push(*ids, versions[i], parts[i], generation=generations[i]), *pull]
+                for i in range(num_shards)
+            },
+        )
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -312,11 +333,11 @@ class Simulation:
         replica.life += 1
         replica.alive = replica.computing = replica.joined = False
         replica.queue.clear()
-        replica.asked, replica.answers = {}, {}
+        replica.asked, replica.answers, replica.params = {}, {}, {}
         self._at(self._now + s.restart_s, self._join, replica, replica.life)
         if s.lease_s < s.restart_s:
             for shard in range(s.num_shards):
-                leave = Leave(replica.number)
+                leave = [Leave(replica.number)]
                 self._at(self._now + s.lease_s, self._arrive, shard, leave, replica.life)
         self._plan_death(replica)
 
@@ -337,14 +358,4 @@ class Simulation:
 
 
 _EMPTY = np.zeros(0, np.float32)
-_FORGOTTEN = ('not joined', 'other generation')
-
-
-def _expected(replica: _Replica, shard: int, reply: Reply) -> bool:
-    """Whether a reply answers what the replica last asked of a shard."""
-    asked = replica.asked.get(shard)
-    if asked is None or shard in replica.answers:
-        return False
-    if asked is Push:
-        return isinstance(reply, Ack | Reject) and reply.seq == replica.seq - 1
-    return isinstance(reply, Params) or (isinstance(reply, Reject) and reply.seq == -1)
+_FORGOTTEN = (Reason.NOT_JOINED, Reason.GENERATION)

@@ -225,7 +225,7 @@ def test_no_message_to_the_server_carries_an_utterance(make_config, tmp_path, mo
     config = make_config(data__split_by='speaker')
     real, sent = LocalServer.deliver, []
 
-    def deliver(self, shard, message):
+    def deliver(self, shard, message, *sender):
         sent.append((self.partition.split(self.params().params)[shard].shape, message))
         return real(self, shard, message)
 
