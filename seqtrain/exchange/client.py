@@ -11,7 +11,8 @@ full queue (back-pressure), the very first parameters, and a mode that forbids g
 ones (sync, bounded staleness by waiting, `overlap=False`).
 
 Ownership: an update's JAX arrays must not be donated to a later computation (they are read in the
-thread); NumPy leaves are copied at `push`. Pulled trees belong to the caller.
+thread); NumPy leaves are copied at `push`. Pulled trees share nothing with the server; their NumPy
+leaves are read-only, since `latest` hands a tree out again where no newer one has come.
 
 Thread contract: one replica thread calls a client. An error in the background thread is raised at
 that replica's next call, and by `close`.

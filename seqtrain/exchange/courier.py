@@ -127,7 +127,7 @@ class Courier:
       worker: this replica's number.
       in_order: pull the shards one after the other, so that replicas that may have to wait for
         each other cannot wait in a circle.
-      device: where pulled parameters are put; None leaves them as NumPy arrays.
+      device: where pulled parameters are put; None leaves them as read-only NumPy arrays.
       retry_s: after so long without an answer a message is sent again; None means never.
       codec: 'float32', 'bfloat16' or 'int8': how updates are sent (see `codec`).
       life: how often this replica was started before; an earlier life is refused.
@@ -254,6 +254,9 @@ class Courier:
         tree = self._partition.join([params.values for params in shards])
         if self._device is not None:
             tree = jax.device_put(tree, self._device)
+        else:  # `Client.latest` hands it out more than once
+            for leaf in jax.tree.leaves(tree):
+                leaf.flags.writeable = False
         self.stats.pulls += 1
         self.stats.bytes_pulled += 4 * self._partition.size
         numbers = tuple(params.version for params in shards)

@@ -52,12 +52,18 @@ class Partition:
         """Cuts `tree` (float leaves) into `num_shards` ranges whose sizes differ by at most one.
 
         Raises:
-          PartitionError: a leaf is not floating point, or there are more shards than elements.
+          PartitionError: a leaf is no array or not floating point, there is none, or there are more
+            shards than elements.
         """
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
         leaves, start = [], 0
         for path, value in paths:
             name = jax.tree_util.keystr(path)
+            if not hasattr(value, 'dtype'):
+                raise PartitionError(
+                    f'Leaf {name} is of type {type(value).__name__}; make it an array, such as '
+                    'np.float32(…).'
+                )
             dtype = np.dtype(value.dtype)
             if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
                 raise PartitionError(
@@ -67,6 +73,8 @@ class Partition:
             stop = start + math.prod(value.shape)
             leaves.append(Leaf(name, tuple(value.shape), dtype, start, stop))
             start = stop
+        if start == 0:
+            raise PartitionError('Cannot cut a tree without parameters; give it some.')
         if not 1 <= num_shards <= start:
             raise PartitionError(
                 f'Cannot cut {start} parameters into {num_shards} shards; '

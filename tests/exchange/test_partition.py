@@ -53,5 +53,10 @@ def test_wrong_trees_get_a_sentence():
         partition.split({'a': tree['a']})
     with pytest.raises(PartitionError, match=r"'b'.*shape \(4,\)"):
         partition.split({'a': tree['a'], 'b': np.zeros(4, np.float32)})
+    with pytest.raises(PartitionError, match=r"'b'\] is of type float; make it an array"):
+        Partition.make({'a': tree['a'], 'b': 1.0}, 1)
+    for empty in ({}, {'a': np.zeros(0, np.float32)}):
+        with pytest.raises(PartitionError, match='without parameters'):
+            Partition.make(empty, 1)
     with pytest.raises(PartitionError, match='int32'):
         Partition.make({'count': np.zeros(3, np.int32)}, 1)

@@ -263,6 +263,17 @@ def test_a_torn_last_line_is_dropped_and_the_log_goes_on(tmp_path):
     assert eventlog.read(path) == ({'seed': 1}, events)
 
 
+def test_replicas_may_be_numbered_by_numpy(tmp_path):
+    with (
+        EventLog(tmp_path / 'events.jsonl') as log,
+        exchange.LocalServer(START, 1, on_event=log.append) as server,
+        server.connect(np.int64(0)) as client,
+    ):
+        client.push(START, client.latest().versions)
+    _, events = eventlog.read(tmp_path / 'events.jsonl')
+    assert [event.kind for event in events] == ['joined', 'applied', 'left']
+
+
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / 'events.jsonl'
     with EventLog(path) as log:

@@ -60,6 +60,12 @@ def test_downpour_adagrad():
     np.testing.assert_allclose(got[:, 0], -np.cumsum(steps), rtol=1e-6)
 
 
+@pytest.mark.parametrize(('eps', 'first'), [(1e-7, 1e-4 / np.sqrt(1e-8 + 1e-7)), (0.0, 1.0)])
+def test_downpour_adagrad_takes_a_small_gradient_as_far_as_epsilon_lets_it(eps, first):
+    got = trace(rules.downpour_adagrad(0.1, eps=eps), [0], [(0, [1e-4])])
+    np.testing.assert_allclose(got, [[-0.1 * first]], rtol=1e-6)
+
+
 def test_downpour_adagrad_leaves_untouched_parameters_alone():
     got = trace(rules.downpour_adagrad(2.0), [5, 5], [(0, [1, 0])] * 3)
     np.testing.assert_allclose(got[:, 1], 5)

@@ -105,11 +105,12 @@ def adam(learning_rate: Schedule, b1: float = 0.9, b2: float = 0.999, eps: float
 def downpour_adagrad(
     learning_rate: Schedule, initial_accumulator: float = 0.0, eps: float = 1e-7
 ) -> Rule:
-    """w_i ← w_i − γ g_i / √(a_0 + Σ g_i²): AdaGrad per shard, on stale gradients as they are.
+    """w_i ← w_i − γ g_i / √(a_0 + Σ g_i² + ε): AdaGrad per shard, on stale gradients as they are.
 
     Source: Downpour SGD, Dean et al. 2012, "Large scale distributed deep networks", section 4.1.
-    Pushed: gradient. State: n. With `initial_accumulator` 0, as in the source, the first push
-    moves every parameter with a non-zero gradient by γ; a positive value softens the start.
+    Pushed: gradient. State: n. With `initial_accumulator` a_0 = 0, as in the source, the first push
+    moves parameters by γ wherever |g_i| is well above √ε (3e-4 by default), and by less below; with
+    ε = 0, as there too, wherever g_i is not 0. A positive a_0 softens the start.
     """
     return optax.with_extra_args_support(
         optax.chain(

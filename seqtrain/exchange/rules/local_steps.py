@@ -180,6 +180,10 @@ def easgd(alpha: float) -> Rule:
 
     Source: Zhang et al. 2015, arXiv 1412.6651, equation 4. The replica's half of the rule,
     x_i ← x_i − α(x_i − w), is `elastic_pull`. State: 0.
+
+    Unlike in the source the two halves do not see the same pair: a replica moves towards what it
+    pulled, and `overlap=False` pulls w after the replica's own push has moved it. x_i − w is
+    smaller by 1 − α then, and so is the replica's half; with overlap w is older instead.
     """
 
     def update(updates, state, params=None, **extra):
