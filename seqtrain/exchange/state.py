@@ -12,9 +12,9 @@ for the one who runs the server, between messages; nobody else writes to any of 
     generation  how often the shard has restarted             restore
     members     who has joined; last seq, versions read       Join, Leave, Pull, Push; restore
     gone        who left: rounds do not wait for them         Join, Leave; restore
-    tickets     who may push from where (see `Tickets`)       Pull, Push, Leave; restore
-    pending     pushes that wait for their turn               Push, Leave, settling; restore
-    waiting     pulls that wait for their turn                Pull, Leave, settling; restore
+    tickets     who may push from where (see `Tickets`)       Join, Pull, Push, Leave; restore
+    pending     pushes that wait for their turn               Join, Push, Leave, settling; restore
+    waiting     pulls that wait for their turn                Join, Pull, Leave, settling; restore
 
     a replica is  that is                                     and becomes
     unknown       the shard never heard of it; rounds wait    present by Join, gone by Leave
