@@ -27,6 +27,11 @@ async def call(shard, message):
     return reply
 
 
+async def both_join(shard):
+    for worker in range(2):
+        assert isinstance(await call(shard, Join(worker)), Params)
+
+
 async def dying(shard):
     """What the operating system does to a process that dies: its files are closed, no more."""
     shard._log.close()
@@ -48,8 +53,7 @@ def push(worker, seq, base, generation=0):
 def test_an_answer_comes_when_it_is_due():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2))
-        for worker in range(2):
-            assert isinstance(await call(shard, Join(worker)), Params)
+        await both_join(shard)
         first = asyncio.ensure_future(call(shard, push(0, 0, 0)))
         pulled = asyncio.ensure_future(call(shard, Pull(0)))
         await asyncio.sleep(0)
@@ -100,8 +104,7 @@ def test_whatever_made_a_version_counts_towards_the_next_checkpoint(tmp_path, ho
     async def run():
         policy = Policy(mode='sync', num_workers=2)
         shard = host(str(tmp_path), policy, checkpoint_every=2, lease_s=0.05)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         await asyncio.gather(call(shard, push(0, 0, 0)), call(shard, push(1, 0, 0)))
         second = asyncio.ensure_future(call(shard, push(0, 1, 1)))
         await asyncio.sleep(0)
@@ -140,8 +143,7 @@ def test_what_was_acknowledged_survives_a_clean_stop(tmp_path):
 def test_the_silent_lose_their_lease_and_those_who_wait_do_not():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         ack = await asyncio.wait_for(call(shard, push(0, 0, 0)), 5)  # until replica 1 is let go
         assert isinstance(ack, Ack)
         assert (await call(shard, Pull(1))).reason is Reason.NOT_JOINED
@@ -155,8 +157,7 @@ def test_who_does_not_come_back_after_a_crash_loses_its_lease_too(tmp_path):
 
     async def before():
         shard = host(str(tmp_path), policy)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         await shard.snapshot()
         await dying(shard)
 
@@ -185,8 +186,7 @@ def test_checkpoints_are_never_pickles(tmp_path):
 def test_a_clean_stop_tells_those_who_wait():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2))
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         waiting = asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)]))
         await asyncio.sleep(0)
         await shard.close()
@@ -201,8 +201,7 @@ def test_a_clean_stop_tells_those_who_wait():
 def test_replies_to_the_dead_are_dropped(lease_s):
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=lease_s)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         waiting = asyncio.ensure_future(call(shard, push(0, 0, 0)))
         await asyncio.sleep(0)
         waiting.cancel()  # its caller is gone
@@ -290,8 +289,7 @@ class BrokenLog:
 def test_a_new_life_is_let_in_while_the_dead_ones_calls_still_wait(policy):
     async def run():
         shard = host(policy=Policy(num_workers=2, **policy))
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         if 'mode' in policy:
             asked = [push(0, 0, 0), Pull(0)]
         else:
@@ -313,8 +311,7 @@ def test_a_new_life_is_let_in_while_the_dead_ones_calls_still_wait(policy):
 def test_a_shard_that_cannot_write_its_log_tells_everybody_and_takes_nothing_more():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2))
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         first = asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)]))
         await asyncio.sleep(0)
         shard._log = BrokenLog('applied')
@@ -335,8 +332,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_to_all_who_wait(tmp_path, m
     async def run():
         policy = Policy(mode='sync', num_workers=2)
         shard = host(str(tmp_path), policy, checkpoint_every=1)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
 
         def full(snapshot):
             raise OSError(28, 'No space left on device')
@@ -354,8 +350,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_to_all_who_wait(tmp_path, m
 def test_an_error_while_a_lease_runs_out_is_told_to_those_who_wait():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         shard._log = BrokenLog('left')
         reply = await asyncio.wait_for(call(shard, push(0, 0, 0)), 5)
         assert reply.reason is Reason.CLOSED
@@ -368,8 +363,7 @@ def test_an_error_while_a_lease_runs_out_is_told_to_those_who_wait():
 def test_a_message_sent_again_is_answered_once_and_holds_no_lease():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         first, again = (
             asyncio.ensure_future(shard.call([push(0, 0, 0), Pull(0)])) for _ in range(2)
         )
@@ -388,8 +382,7 @@ def test_a_message_sent_again_is_answered_once_and_holds_no_lease():
 def test_who_does_not_join_again_after_restore_loses_its_lease():
     async def run():
         shard = host(policy=Policy(mode='sync', num_workers=2), lease_s=0.05)
-        for worker in range(2):
-            await call(shard, Join(worker))
+        await both_join(shard)
         saved = await shard.snapshot()
         await shard.expire(1)
         shard._heard_s.pop(1)  # as where its lease had run out
