@@ -5,19 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from seqtrain.exchange import (
-    Ack,
-    ExchangeError,
-    Join,
-    Params,
-    Policy,
-    Pull,
-    Push,
-    Reason,
-    Reject,
-    eventlog,
-    rules,
-)
+from seqtrain.exchange import Ack, Join, Params, Policy, Pull, Push, Reason, Reject, eventlog, rules
+from seqtrain.exchange.courier import ExchangeError
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 
