@@ -209,3 +209,17 @@ def fsas(draw, max_states: int = 5, max_arcs: int = 12, num_pdfs: int = 3) -> Fs
     make = draw(st.sampled_from([random_fsa, hmm_fsa]))
     states = draw(st.integers(1, max_states))
     return make(rng, states, draw(st.integers(1, max_arcs)), num_pdfs)
+
+
+def check(log_z, gamma, scores, lengths, fsas, leaky=0.0, reference=forward_backward):
+    """Every utterance within 1e-5: relative in value, absolute in occupancy."""
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        args = (leaky,) if reference is forward_backward else ()
+        want_z, want_gamma = reference(scores[b, :n], fsa, *args)
+        if np.isfinite(want_z):
+            assert abs(log_z[b] - want_z) <= 1e-5 * max(1.0, abs(want_z))
+        else:
+            assert log_z[b] == want_z
+        np.testing.assert_allclose(gamma[b, :n], want_gamma, atol=1e-5)
+        assert not np.any(gamma[b, n:])

@@ -20,6 +20,7 @@ from seqtrain.fsa import openfst
 from seqtrain.fsa.fsa import NEG_INF, FsaError
 from seqtrain.lattices.lattice import EPSILON, Lattice, LatticeError
 from seqtrain.lattices.operations import topological
+from seqtrain.textfile import read_lines
 
 
 def write_archive(path: str | os.PathLike, lattices: Mapping[str, Lattice]) -> None:
@@ -56,12 +57,11 @@ def read_archive(
     result: dict[str, Lattice] = {}
     block: list[tuple[int, list[str]]] = []
     utterance, start = '', 0
-    try:
-        lines = path.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError:
+    if b'\0' in path.read_bytes():
         raise LatticeError(
             f'{path}: not text; Kaldi writes binary archives as text to `ark,t:{path}`.'
-        ) from None
+        )
+    lines = read_lines(path, LatticeError)
     for number, line in enumerate([*lines, ''], start=1):
         fields = line.split()
         if fields and not utterance:
