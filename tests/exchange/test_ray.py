@@ -88,6 +88,21 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined():
         assert not cluster._knock(address)
 
 
+def test_a_ray_of_our_own_has_its_time_and_no_wrong_token(monkeypatch):
+    monkeypatch.setenv('RAY_AUTH_MODE', 'token')
+    monkeypatch.setenv('RAY_AUTH_TOKEN', 'some token')
+    patience = []
+
+    def init(**options):
+        patience.append([name for name in os.environ if name.endswith('port_wait_time_s')])
+        raise RuntimeError('Timed out waiting for file gcs_server_port')
+
+    monkeypatch.setattr(pytest.importorskip('ray'), 'init', init)
+    with pytest.raises(exchange.ExchangeError, match=r'did not start on this machine.*Timed out'):
+        ray_transport.start()
+    assert patience == [[]]
+
+
 WRONG_TOKEN = """
 import sys, time
 from seqtrain import exchange

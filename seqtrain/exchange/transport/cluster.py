@@ -76,7 +76,8 @@ def start(
         options = {'address': address}
     options['include_dashboard'] = False if address is None else None
     try:
-        with _tries(), warnings.catch_warnings():
+        few = contextlib.nullcontext() if address is None else _tries()
+        with few, warnings.catch_warnings():
             # JAX warns of forks; Ray's children become other programs at once.
             warnings.filterwarnings('ignore', r'os\.fork\(\) was called', RuntimeWarning)
             ray.init(log_to_driver=False, **options)
