@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -75,7 +76,14 @@ class Development:
         self.looks = [look for look in (Look(**one) for one in seen) if look.updates <= updates]
         kept = self._kept.latest() if self.looks else None
         if kept is None or kept.updates != self.best.updates:
-            self.looks = []
+            self._begin_anew(folder / 'best')
+
+    def _begin_anew(self, folder: pathlib.Path) -> None:
+        """What is kept belongs to none of the looks; a later checkpoint would bar earlier ones."""
+        self.looks = []
+        self._kept.close()
+        shutil.rmtree(folder)
+        self._kept = Checkpoints(folder, keep=1)
 
     @classmethod
     def make(

@@ -81,8 +81,9 @@ def test_looks_of_a_future_that_did_not_happen_are_forgotten(tmp_path):
     again = looked(tmp_path, [], updates=25)
     assert [look.errors for look in again.looks] == [5, 4]
     again.close()
-    lost = looked(tmp_path, [], updates=15)  # what was best then is not there any more
-    assert not lost.looks
+    lost = looked(tmp_path, [6, 7], updates=15)  # what was best then is not there any more
+    assert [look.errors for look in lost.looks] == [6, 7]
+    assert lost.kept().updates == 10
     lost.close()
 
 

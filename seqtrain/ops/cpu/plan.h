@@ -24,7 +24,7 @@ inline bool Agree(double ratio, int frames) {
 }
 // log(total · 2^power), total about 2^kLift.
 inline double LogOf(double total, int power) {
-  return __builtin_log(total * 0x1p-50) + (power + kLift) * 0.6931471805599453;
+  return __builtin_log(total / (int64_t{1} << kLift)) + (power + kLift) * 0.6931471805599453;
 }
 // A sum from here on has an inverse below the normal numbers, which the kernels take for 0.
 constexpr float kInvertible = 0x1p126f;
