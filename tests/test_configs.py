@@ -3,11 +3,16 @@
 After a wanted change: `python tests/test_configs.py` writes them anew.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 
 import pytest
+
+from seqtrain.data.features import FeatureConfig
+from seqtrain.training import assembly
+from seqtrain.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -30,6 +35,12 @@ def test_resolved_config_is_the_golden_one(name):
 def test_a_config_begins_with_its_command(name):
     text = (ROOT / 'configs' / f'{name}.py').read_text()
     assert f'python launch/train.py --config=configs/{name}.py' in text.split('"""')[1]
+
+
+def test_configs_know_every_setting_of_the_filterbank():
+    settings = {field.name for field in dataclasses.fields(FeatureConfig)} - {'frame_shift_ms'}
+    assert set(config_lib.default().features) == settings
+    assert assembly.feature_config(config_lib.default()) == FeatureConfig()
 
 
 if __name__ == '__main__':

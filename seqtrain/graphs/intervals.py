@@ -32,11 +32,12 @@ class Interval:
 class FrameTimes:
     """Where output frames lie in time.
 
-    Input frame t stands for the time from t to t+1 shifts (its window is centred in it). Output
-    frame u looks at input frame k·u for subsampling k, and the frames between two output frames
-    belong to the nearer one: u stands for the k shifts around the centre of input frame k·u. The
-    first and the last output frame reach to the ends of the utterance. So with k = 3 and 10 ms
-    frames the boundary before output frame u is at 30·u − 10 ms, not at 30·u.
+    Input frame t stands for the time from t to t+1 shifts: its window is centred in it, or, with
+    `snip_edges`, begins with it, as in Kaldi. Output frame u looks at input frame k·u for
+    subsampling k, and the frames between two output frames belong to the nearer one: u stands for
+    the k shifts around the centre of input frame k·u. The first and the last output frame reach to
+    the ends of the utterance. So with k = 3 and 10 ms frames the boundary before output frame u is
+    at 30·u − 10 ms, not at 30·u.
 
     Attributes:
       num_frames: input frames.

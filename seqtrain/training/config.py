@@ -98,7 +98,12 @@ def _features() -> ml_collections.ConfigDict:
     part.sample_rate = 0  # Hz; 0: the rate that most recordings have
     part.num_mel_bins = 40
     part.cmvn = 'utterance'  # or speaker, none
+    part.norm_vars = True
     part.dither = 1.0
+    part.frame_length_ms = 25.0
+    part.snip_edges = False  # True: Kaldi's frames, named by the left edges of their windows
+    part.low_freq = 20.0  # Hz
+    part.high_freq = 0.0  # Hz; <= 0: counted from the Nyquist rate
     return part
 
 
