@@ -55,7 +55,10 @@ _Pdfs = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class _Node(NamedTuple):
-    """Where a path stands: see `Expansion`. Without HMM states of its own `pdfs` is () or None."""
+    """Where a path stands: see `Expansion`.
+
+    Without HMM states of its own `pdfs` is () behind an epsilon, None at a start and behind blanks.
+    """
 
     source: int
     phone: int
@@ -124,14 +127,14 @@ class Expansion:
         blank = self.topology.blank
         if node.rights is None or NONE in node.rights:
             self.ends.append((state, node.source))
-        if blank is not None:
-            # After blank any phone may follow: a blank node has no last phone.
+        if blank is not None and node.pdfs != ():
+            # After blank any phone may follow: a blank node has no last phone. Blanks stand before
+            # epsilons, never behind them: else a run of n blanks would be n + 1 equal paths.
             after = self._node(_Node(node.source, NONE, None, None))
             self.arcs.append((state, blank, None, 0.0, after))
         for phone, label, weight, dst in self.out.get(node.source, ()):
             if phone == EPSILON:
-                pdfs = None if node.pdfs is None else ()  # HMM loops are not repeated after it
-                after = self._node(_Node(dst, node.phone, pdfs, node.rights))
+                after = self._node(_Node(dst, node.phone, (), node.rights))
                 self.arcs.append((state, EPSILON, label, weight, after))
             elif node.rights is not None and phone not in node.rights:
                 continue

@@ -23,7 +23,7 @@ from seqtrain.graphs.lexicon import Lexicon, OovError
 from seqtrain.graphs.ngram import BOS, EOS, UNK, NGram, NGramLm
 from seqtrain.graphs.topology import Topology
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # Rounding of weights in determinisation and minimisation. OpenFst's 1/1024 adds up to visible score
 # differences over an utterance; finer rounding makes the graphs no larger.
 _DELTA = 1e-5

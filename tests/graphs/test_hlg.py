@@ -1,5 +1,7 @@
 """Decoding graphs: what they accept, their cache, and what they refuse."""
 
+import itertools
+
 import kaldifst
 import pytest
 
@@ -26,6 +28,43 @@ def test_labels_are_pdfs_and_words(lexicon):
     assert graph.num_pdfs == 9
     assert {arc[1] for arc in arcs(graph)} <= set(range(10))
     assert {arc[2] for arc in arcs(graph)} == set(range(5))
+
+
+def paths(graph, num_frames):
+    """(pdfs, words) of every path of so many frames."""
+    partial, found = [(graph.fst.start, (), ())], []
+    while partial:
+        state, pdfs, words = partial.pop()
+        if len(pdfs) == num_frames and graph.fst.final(state).value < float('inf'):
+            found.append((pdfs, words))
+        for arc in kaldifst.ArcIterator(graph.fst, state):
+            after = (*pdfs, arc.ilabel - 1) if arc.ilabel else pdfs
+            if len(after) <= num_frames:
+                spoken = (*words, graph.words[arc.olabel]) if arc.olabel else words
+                partial.append((arc.nextstate, after, spoken))
+    return sorted(found)
+
+
+@pytest.mark.parametrize('silence', [0.0, 0.5])
+def test_a_ctc_graph_has_every_path_once(silence):
+    """Blanks around an epsilon (the disambiguation behind x) are one path, wherever it stands."""
+    lexicon = Lexicon.from_dict({'x': 'a', 'y': 'a b', 'z': 'c'})
+    topology = Topology.make('ctc', len(lexicon.phones))
+    graph = decoding_graph(
+        lexicon, topology, NGramLm.uniform(lexicon.words), silence_probability=silence
+    )
+    spellings = {'x': (2,), 'y': (2, 3), 'z': (4,)} | ({'sil': (1,)} if silence else {})
+    meant = {}
+    for length in range(5):
+        for spoken in itertools.product(spellings, repeat=length):
+            pdfs = sum((spellings[word] for word in spoken), ())
+            meant.setdefault(pdfs, []).append(tuple(word for word in spoken if word != 'sil'))
+    expected = []
+    for pdfs in itertools.product(range(topology.num_pdfs), repeat=4):
+        collapsed = tuple(pdf for pdf, _ in itertools.groupby(pdfs) if pdf)
+        twice_silence = any(pair == (1, 1) for pair in itertools.pairwise(collapsed))
+        expected += [(pdfs, words) for words in meant.get(collapsed, ()) if not twice_silence]
+    assert paths(graph, 4) == sorted(expected)
 
 
 def test_without_silence_there_are_no_silence_pdfs(lexicon):
