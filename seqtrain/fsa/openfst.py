@@ -43,13 +43,16 @@ def write(fsa: Fsa, path: str | os.PathLike) -> None:
     OpenFst has one start state without a weight. Where `fsa` has several initial states, or one
     with a weight, a new start state with copies of their outgoing arcs is added; the weight of
     every label sequence stays the same.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
     fsa, start = with_single_start(fsa.validate())
     if path.suffix == '.txt':
         path.write_text(''.join(_text_lines(fsa, start)), encoding='utf-8')
     else:
-        to_kaldifst(fsa, start).write(str(path))
+        write_fst(to_kaldifst(fsa, start), path)
 
 
 def with_single_start(fsa: Fsa) -> tuple[Fsa, int]:
@@ -139,6 +142,16 @@ def read_fst(path: pathlib.Path):
     if graph is None:
         raise FsaError(f'{path}: truncated, or not a vector FST with standard arcs.')
     return graph
+
+
+def write_fst(fst, path: str | os.PathLike) -> None:
+    """Writes a `kaldifst.StdVectorFst` as a binary file.
+
+    Raises:
+      OSError: no such folder, a full disk, ... (kaldifst itself only says so in its log).
+    """
+    if not fst.write(str(path)):
+        raise OSError(f'{path}: could not be written; is its folder there, is the disk full?')
 
 
 def _read_binary(path: pathlib.Path) -> Fsa:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from seqtrain.fsa import openfst
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.expansion import EPSILON, Arc, Expansion
 from seqtrain.graphs.lexicon import Lexicon, OovError
@@ -51,8 +52,7 @@ class DecodingGraph:
         """Writes PATH (OpenFst binary) and PATH.json (words, number of pdfs)."""
         table = {'words': self.words, 'num_pdfs': self.num_pdfs}
         _table_file(path).write_text(json.dumps(table), encoding='utf-8')
-        if not self.fst.write(str(path)):
-            raise OSError(f'{path}: the graph could not be written.')
+        openfst.write_fst(self.fst, path)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> DecodingGraph:

@@ -26,6 +26,9 @@ def write_openfst(path: str | os.PathLike, lattice: Lattice, *, acoustic: bool =
       lattice: states keep their numbers; arcs of weight −inf are left out.
       acoustic: put the scaled acoustic weights on the arcs too; else only the graph's, for a
         lattice that will be rescored.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     import kaldifst
 
@@ -34,7 +37,7 @@ def write_openfst(path: str | os.PathLike, lattice: Lattice, *, acoustic: bool =
     for label, word in enumerate(lattice.words):
         table.add_symbol(word, label)
     fst.output_symbols = table
-    fst.write(str(path))
+    openfst.write_fst(fst, path)
 
 
 def read_openfst(path: str | os.PathLike, words: Sequence[str] | None = None) -> Lattice:

@@ -41,6 +41,12 @@ def test_round_trip_is_exact(tmp_path, ending):
     assert again.num_states == fsa.num_states
 
 
+@pytest.mark.parametrize('path', ['none/a.txt', 'none/a.fst', '/dev/full'])
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path, path):
+    with pytest.raises(OSError, match=path):
+        small_fsa().write(tmp_path / path)
+
+
 @pytest.mark.parametrize('ending', ['txt', 'fst'])
 def test_several_initial_states_are_written_as_one(tmp_path, ending):
     fsa = two_starts()

@@ -120,6 +120,13 @@ def test_damaged_graph_file(lexicon, tmp_path):
             DecodingGraph.read(path)
 
 
+def test_a_graph_that_cannot_be_written_is_an_error(lexicon, tmp_path):
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), NGramLm.uniform(['x']))
+    (tmp_path / 'graph.fst').mkdir()
+    with pytest.raises(OSError, match=r'graph\.fst: could not be written'):
+        graph.write(tmp_path / 'graph.fst')
+
+
 def test_words_without_pronunciation(lexicon):
     topology = Topology.make('chain', 3)
     lm = NGramLm.estimate([['x', 'q'], ['r', '<unk>']], 2)

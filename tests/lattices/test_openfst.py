@@ -29,6 +29,12 @@ def test_round_trip(lattice, tmp_path, lattice_paths, words):
     assert [p[2] for p in found] == pytest.approx([p[2] for p in expected], abs=1e-5)
 
 
+@pytest.mark.parametrize('path', ['none/lat.fst', '/dev/full'])
+def test_a_file_that_cannot_be_written_is_an_error(lattice, tmp_path, path):
+    with pytest.raises(OSError, match=path):
+        write_openfst(tmp_path / path, lattice)
+
+
 def test_without_acoustic_weights_it_can_be_rescored(lattice, scores, tmp_path):
     matrix = scores(5, seed=1)
     write_openfst(tmp_path / 'lat.fst', lattice, acoustic=False)
