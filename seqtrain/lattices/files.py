@@ -109,13 +109,11 @@ class _Rows:
     Attributes:
       where: file and line of the line at hand.
       num_lines: of the lattice.
-      scale: the acoustic scale, for acoustic weights of final states.
       form: 'state-level' or 'compact', and the place of the first line that told.
     """
 
     where: str
     num_lines: int
-    scale: float
     arcs: list[tuple[float, ...]] = dataclasses.field(default_factory=list)
     finals: dict[int, float] = dataclasses.field(default_factory=dict)
     numbers: dict[object, int] = dataclasses.field(default_factory=dict)
@@ -147,10 +145,10 @@ class _Rows:
     def _end(self, state: int, graph: float, acoustic: float, labels: list[int]) -> None:
         if state in self.finals:
             raise ValueError('a state is made final a second time')
-        self.finals[state] = graph + self.scale * acoustic
-        if labels:  # their acoustic weight stands with them, where `rescore` finds it
+        self.finals[state] = graph
+        if labels or acoustic:  # an arc keeps the acoustic weight apart, where `rescore` finds it
             end = self._between()
-            self._chain(state, end, labels, 0, graph, acoustic)
+            self._chain(state, end, labels or [0], 0, graph, acoustic)
             self.finals[state], self.finals[end] = NEG_INF, 0.0
 
     def _chain(self, src, dst, labels: list[int], word: int, graph: float, acoustic: float) -> None:
@@ -182,7 +180,7 @@ def _parse(
     acoustic_scale: float,
     pdf_of_label: Sequence[int] | None,
 ) -> Lattice:
-    rows = _Rows('', len(block), acoustic_scale)
+    rows = _Rows('', len(block))
     for number, fields in block:
         rows.where = f'{path}:{number}'
         try:

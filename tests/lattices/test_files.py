@@ -72,6 +72,22 @@ def test_compact_lattices(tmp_path, lattice_paths):
         read_archive(tmp_path / 'lat.txt', ['<eps>', 'x', 'y'], pdf_of_label=[-1, 0])
 
 
+@pytest.mark.parametrize(
+    'text', ['0 1 3 1 1,2\n1 0.5,7\n', '0 1 1 1,2,3\n1 0.5,7,\n', '0 1 1 1,2,3\n1 0.5,7,0\n']
+)
+def test_acoustic_weights_of_ends_stay_apart(tmp_path, lattice_paths, text):
+    (tmp_path / 'lat.txt').write_text(f'u\n{text}')
+    lattice = read_archive(tmp_path / 'lat.txt', ['<eps>', 'x'], acoustic_scale=0.1)['u']
+    assert lattice_paths(lattice) == [((2,), ('x',), pytest.approx(-1.5 - 0.1 * (2 + 7)))]
+    silent = lattice.rescore(np.zeros((1, 3)))
+    assert lattice_paths(silent) == [((2,), ('x',), pytest.approx(-1.5))]
+    fsa = lattice.to_fsa()
+    assert fsa.weight[0] + fsa.final[fsa.dst[0]] == pytest.approx(-1.5)
+    write_archive(tmp_path / 'again.txt', {'u': lattice})
+    again = read_archive(tmp_path / 'again.txt', ['<eps>', 'x'], acoustic_scale=0.1)['u']
+    assert lattice_paths(again) == lattice_paths(lattice)
+
+
 RENUMBERED = [
     ({0: 1, 1: 0}, 'u\n{0} {1} 3 1 1,2\n{1} {2} 4 0 1,1\n{2} 0.5,0\n'),
     ({0: 1, 1: 0}, 'u\n{0} {1} 0 1 1,0\n{1} {2} 3 0 1,2\n{2} 0.5,0\n'),
