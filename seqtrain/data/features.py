@@ -26,6 +26,7 @@ from seqtrain.data.utterance import AudioError, DataError, Skipped, Utterance
 CMVN = ('utterance', 'speaker', 'none')
 # Keeps a constant feature (digital silence through a mel band) finite after normalisation.
 STD_FLOOR = 1e-3
+_LEAST_SAMPLES = 2  # of a frame and its shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +249,13 @@ class _Extractor:
     def __init__(self, config: FeatureConfig, rate: int, vtln: float):
         if not 0.5 < vtln < 2.0:
             raise DataError(f'vtln is {vtln}; use 0.8 to 1.2.')
+        for name in ('frame_shift_ms', 'frame_length_ms'):
+            # A shift of no sample ends the process in kaldi-native-fbank.
+            if not getattr(config, name) * rate >= 1000.0 * _LEAST_SAMPLES:
+                raise DataError(
+                    f'{name}={getattr(config, name)} is less than {_LEAST_SAMPLES} samples at '
+                    f'{rate} Hz: it is in milliseconds.'
+                )
         options = knf.FbankOptions()
         options.frame_opts.samp_freq = rate
         options.frame_opts.frame_shift_ms = config.frame_shift_ms

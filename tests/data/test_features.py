@@ -232,6 +232,17 @@ def test_an_impossible_filterbank_is_an_error_that_says_what_to_change(make_utte
             features.compute([make_utterance()], FeatureConfig(**changes))
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [{'frame_length_ms': 0.025}, {'frame_length_ms': float('nan')}, {'frame_shift_ms': 0.01}],
+)
+@pytest.mark.parametrize('vtln', [1.0, 0.9])
+def test_frames_in_seconds_are_an_error_that_says_the_unit(make_utterance, changes, vtln):
+    (name,) = changes
+    with pytest.raises(DataError, match=rf'{name}=.* less than 2 samples at 8000 Hz.*millisec'):
+        features.compute([make_utterance()], FeatureConfig(**changes), vtln=vtln)
+
+
 @pytest.mark.parametrize('vtln', [1.0, 0.9])
 def test_eighty_bands_at_8_khz_are_finite_and_all_alive(make_utterance, vtln):
     config = FeatureConfig(num_mel_bins=80, cmvn='none')
