@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 
@@ -22,6 +23,10 @@ from seqtrain.textfile import read_lines
 Utterance = utterance.Utterance
 DataError = utterance.DataError
 
+# What an entry of feats.scp says after the file: where a matrix begins, which rows and columns.
+_PLACE = re.compile(r'(:\d+)?(\[[\d:,]*\])?$')
+_MEMBER = re.compile(r'(?P<file>.+):(?P<offset>\d+)')
+
 
 def read_dir(path: str | os.PathLike, *, allow_pipes: bool = False) -> Iterator[Utterance]:
     """Yields the utterances of a Kaldi data directory, in the order of its files.
@@ -29,7 +34,9 @@ def read_dir(path: str | os.PathLike, *, allow_pipes: bool = False) -> Iterator[
     `feats.scp` is used where there is one (features are then given, audio is not), else
     `segments` over `wav.scp`, else `wav.scp`. Paths in the scp files are looked for as they are
     (absolute, or relative to the working directory), then relative to the data directory's
-    parent, then to the data directory itself. Without `text` every transcript is ''.
+    parent, then to the data directory itself. `archive.ark:1234` means the WAV file or matrix at
+    that byte, `[0:9]` behind a matrix its rows (and columns). Without `text` every transcript
+    is ''.
 
     Args:
       path: the data directory.
@@ -103,7 +110,7 @@ def _read_wavs(root: pathlib.Path, allow_pipes: bool) -> Iterator[dict]:
         if recording not in audio:
             audio[recording] = _audio(root, recordings[recording], allow_pipes)
         # An end of -1 means the end of the recording.
-        span = {'start_s': start_s, 'end_s': end_s if end_s >= 0 else None}
+        span = {'start_s': start_s, 'end_s': None if end_s == -1 else end_s}
         yield {'id': name} | span | audio[recording]
 
 
@@ -121,24 +128,25 @@ def _read_feats(root: pathlib.Path) -> Iterator[dict]:
 
 
 def _read_matrix(root: pathlib.Path, entry: str) -> Float32[np.ndarray, 'T F']:
-    """Reads `file:offset` or `file`; compressed matrices are expanded."""
-    file, colon, offset = entry.rpartition(':')
-    if not (colon and offset.isdigit()):
-        file, offset = entry, ''
+    """Reads `file`, `file:offset` and `...[rows,columns]`; compressed matrices are expanded."""
+    file = _PLACE.sub('', entry)
     found = _find(root, file)
     if not found.is_file():
         raise FileNotFoundError(f'ark file {file} is missing')
-    name = f'{found}:{offset}' if offset else str(found)
+    name = f'{found}{entry[len(file) :]}'
     return np.array(kaldi_native_io.FloatMatrix.read(name).numpy(), np.float32)
 
 
 def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:
-    """The fields `audio` or `problem` for the right-hand side of a `wav.scp` line."""
+    """The fields `audio` (`offset`) or `problem` for the right-hand side of a `wav.scp` line."""
     if not entry:
         return {'problem': 'wav.scp names no file for it'}
     if not entry.endswith('|'):
         try:
-            return {'audio': _find(root, entry)}
+            found = _find(root, entry)
+            if found.is_file() or not (member := _MEMBER.fullmatch(entry)):
+                return {'audio': found}
+            return {'audio': _find(root, member['file']), 'offset': int(member['offset'])}
         except OSError as error:
             return {'problem': f'wav.scp entry "{entry[:80]}" is no file name ({error})'}
     if not allow_pipes:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from seqtrain.data import kaldi
-from seqtrain.data.utterance import AudioError, DataError
+from seqtrain.data.utterance import AudioError, DataError, decode
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_segments(make_kaldi_dir, make_audio, tmp_path):
         {
             'wav.scp': f'rec {tmp_path / "rec.flac"}\n',
             'segments': 'u1 rec 0.1 0.4\nu2 rec 0.5 -1\nu3 gone 0 1\nu4 rec x 1\nu5 rec 0.2\n'
-            'u6 rec 0 inf\nu7 rec nan 1\n',
+            'u6 rec 0 inf\nu7 rec nan 1\nu8 rec 0 -3\n',
             'text': 'u1  yes   no \nu2\tno\nu3 yes\n',
             'spk2utt': 's1 u1 u2\n',
         }
     )
     (tmp_path / 'rec.flac').write_bytes(make_audio())
-    u1, u2, u3, u4, u5, u6, u7 = kaldi.read_dir(folder)
+    u1, u2, u3, u4, u5, u6, u7, u8 = kaldi.read_dir(folder)
     assert (u1.text, u1.speaker, len(u1.samples())) == ('yes no', 's1', 2400)
     assert (u2.text, u2.speaker, len(u2.samples())) == ('no', 's1', 4000)
     assert (u3.speaker, u3.problem) == ('u3', 'recording gone is not in wav.scp')
@@ -68,6 +68,34 @@ def test_segments(make_kaldi_dir, make_audio, tmp_path):
     assert 'segments line "u5 rec 0.2" is not' in u5.problem
     assert 'segments line "u6 rec 0 inf" is not' in u6.problem
     assert 'segments line "u7 rec nan 1" is not' in u7.problem
+    with pytest.raises(AudioError, match='is empty'):  # the recording's end is -1 alone
+        u8.samples()
+
+
+def test_recordings_in_archives(make_kaldi_dir, make_audio, tmp_path):
+    first, second = (make_audio(seed=seed, container='WAV') for seed in (1, 2))
+    (tmp_path / 'wav.ark').write_bytes(b'r1 ' + first + b'r2 ' + second)
+    (tmp_path / 'w:3').write_bytes(first)
+    place = len(first) + 6
+    folder = make_kaldi_dir(
+        {
+            'wav.scp': f'r1 wav.ark:3\nr2 {tmp_path}/wav.ark:{place}\nr3 wav.ark:4\n'
+            f'r4 wav.ark:9999999\nr5 none.ark:3\nr6 w:3\n'
+        }
+    )
+    records = list(kaldi.read_dir(folder))
+    for record, encoded in zip([*records[:2], records[5]], (first, second, first), strict=True):
+        assert record.encoded() == encoded
+        assert record.sample_rate == 8000
+        np.testing.assert_array_equal(record.samples(), decode(encoded)[0])
+    for record, message in zip(
+        records[2:5], ['no WAV file at byte 4 of', 'no WAV file at byte', 'is missing'], strict=True
+    ):
+        with pytest.raises(AudioError, match=message):
+            record.samples()
+    segments = make_kaldi_dir({'segments': 'u1 r2 0.25 0.5\n'})
+    (part,) = kaldi.read_dir(segments)
+    np.testing.assert_array_equal(part.samples(), decode(second)[0][2000:4000])
 
 
 def test_impossible_file_names_and_byte_order_marks(make_kaldi_dir, make_audio, tmp_path):
@@ -114,6 +142,26 @@ def test_compressed_features_are_expanded(make_kaldi_dir, tmp_path):
         writer.write('u', matrix, kaldi_native_io.CompressionMethod.kAutomaticMethod)
     (record,) = kaldi.read_dir(folder)
     np.testing.assert_allclose(record.features, matrix, atol=0.05)
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+def test_rows_and_columns_of_given_features(make_kaldi_dir, tmp_path, compressed):
+    matrix = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    target = f'ark,scp:{tmp_path / "f.ark"},{tmp_path / "f.scp"}'
+    if compressed:
+        with kaldi_native_io.CompressedMatrixWriter(target) as writer:
+            writer.write('u', matrix, kaldi_native_io.CompressionMethod.kAutomaticMethod)
+    else:
+        with kaldi_native_io.FloatMatrixWriter(target) as writer:
+            writer.write('u', matrix)
+    place = (tmp_path / 'f.scp').read_text().split()[1]
+    folder = make_kaldi_dir(
+        {'feats.scp': f'a {place}[0:9]\nb {place}[10:19,1:2]\nc {place}[:,0:2]\nd {place}[30:31]\n'}
+    )
+    *good, bad = kaldi.read_dir(folder)
+    for record, rows in zip(good, (matrix[:10], matrix[10:, 1:3], matrix[:, :3]), strict=True):
+        np.testing.assert_allclose(record.features, rows, atol=0.05 if compressed else 0)
+    assert 'cannot be read' in bad.problem
 
 
 def test_pipes_run_only_where_allowed(make_kaldi_dir, make_audio, tmp_path):

@@ -22,6 +22,33 @@ def test_segment_cuts_the_recording(make_utterance):
     np.testing.assert_array_equal(part, whole[2000:6000])
 
 
+@pytest.mark.parametrize(
+    ('container', 'subtype'),
+    [('FLAC', 'PCM_16'), ('WAV', 'PCM_24'), ('WAV', 'ULAW'), ('OGG', 'VORBIS'), ('MP3', None)],
+)
+@pytest.mark.parametrize('stored', [True, False])
+def test_segment_cuts_a_recording_of_any_format(
+    make_utterance, tmp_path, container, subtype, stored
+):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(40000)
+    path = tmp_path / 'recording'
+    soundfile.write(path, noise, 8000, format=container, subtype=subtype)
+    audio = path if stored else path.read_bytes()
+    whole = make_utterance(audio=audio).samples()
+    part = make_utterance(audio=audio, start_s=2.34567, end_s=3.21).samples()
+    np.testing.assert_array_equal(part, whole[18765:25680])
+
+
+def test_of_a_long_recording_the_segment_alone_is_read(make_utterance, tmp_path):
+    samples = np.zeros(8000, np.float32)
+    samples[:100] = samples[5000:] = np.nan
+    soundfile.write(tmp_path / 'a.wav', samples, 8000, subtype='FLOAT')
+    part = make_utterance(audio=tmp_path / 'a.wav', start_s=0.1, end_s=0.5).samples()
+    assert part.shape == (3200,)
+    with pytest.raises(utterance.AudioError, match='NaN'):
+        make_utterance(audio=tmp_path / 'a.wav', start_s=0.0, end_s=0.5).samples()
+
+
 def test_segment_may_overhang_a_little_but_not_much(make_utterance):
     assert len(make_utterance(start_s=0.5, end_s=1.2).samples()) == 4000
     with pytest.raises(utterance.AudioError, match=r'ends at 2 s but the recording lasts 1\.00 s'):
