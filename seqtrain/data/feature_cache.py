@@ -20,7 +20,7 @@ from seqtrain.data.utterance import AudioError, Skipped, Utterance
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when features of the same configuration change.
-VERSION = 1
+VERSION = 2
 
 Fields = dict
 
@@ -28,17 +28,28 @@ Fields = dict
 def key(records: list[Utterance], settings: tuple) -> str:
     """The hash of the settings and of every record with the content of its recording."""
     digest = hashlib.sha256(json.dumps([VERSION, settings]).encode())
+    recordings: dict[tuple, bytes] = {}  # segments share theirs
     for record in records:
         head = (record.id, record.speaker, record.text, record.start_s, record.end_s)
         digest.update(json.dumps([*head, record.problem]).encode())
         if record.features is not None:
-            digest.update(np.ascontiguousarray(record.features).tobytes())
+            given = np.ascontiguousarray(record.features)
+            digest.update(json.dumps([given.shape, given.dtype.str]).encode())
+            digest.update(given.tobytes())
             continue
-        try:
-            digest.update(hashlib.sha256(record.encoded()).digest())
-        except AudioError as error:
-            digest.update(str(error).encode())
+        recording = (record.audio, record.offset, record.problem)
+        if recording not in recordings:
+            recordings[recording] = _content(record)
+        digest.update(recordings[recording])
     return digest.hexdigest()[:32]
+
+
+def _content(record: Utterance) -> bytes:
+    """What stands for a recording in the key: its hash, or why it cannot be read."""
+    try:
+        return hashlib.sha256(record.encoded()).digest()
+    except AudioError as error:
+        return str(error).encode()
 
 
 def save(cache_dir: str | os.PathLike, name: str, feature_set) -> None:

@@ -10,7 +10,7 @@ import soundfile
 
 from seqtrain.data import features, kaldi
 from seqtrain.data.features import FeatureConfig
-from seqtrain.data.utterance import DataError
+from seqtrain.data.utterance import DataError, Utterance
 
 PLAIN = FeatureConfig(cmvn='none')
 
@@ -200,6 +200,32 @@ def test_cache_gives_the_same_set_and_depends_on_content(make_utterance, make_au
     assert not np.array_equal(changed.features[0], fresh.features[0])
     features.compute(records, FeatureConfig(num_mel_bins=20), cache)
     assert len(list(cache.iterdir())) == 3
+
+
+def test_cache_depends_on_the_shape_of_given_features(make_utterance, tmp_path):
+    given = np.arange(12, dtype=np.float32)
+    for shape in ((4, 3), (3, 4)):
+        record = make_utterance(audio=None, features=given.reshape(shape))
+        found = features.compute([record], FeatureConfig(cmvn='none'), tmp_path)
+        np.testing.assert_array_equal(found.features[0], record.features)
+
+
+def test_a_recording_of_many_segments_is_hashed_once(
+    make_utterance, make_audio, tmp_path, monkeypatch
+):
+    hashed = []
+    encoded = Utterance.encoded
+    monkeypatch.setattr(Utterance, 'encoded', lambda self: hashed.append(self.id) or encoded(self))
+    paths = [tmp_path / 'a.flac', tmp_path / 'b.flac']
+    for seed, path in enumerate(paths):
+        path.write_bytes(make_audio(seed=seed))
+    records = [
+        make_utterance(f'{path.stem}{i}', audio=path, start_s=i / 10, end_s=i / 10 + 0.1)
+        for i in range(4)
+        for path in paths
+    ]
+    assert len(features.compute(records, PLAIN, tmp_path / 'cache')) == 8
+    assert hashed == ['a0', 'b0']
 
 
 def test_cache_is_read_not_computed(make_utterance, tmp_path, monkeypatch):
