@@ -111,9 +111,12 @@ class Lattice:
         """
         if not self.num_arcs:
             raise LatticeError('The lattice has no arcs; count the utterance and leave it out.')
-        if len({len(getattr(self, n)) for n in ('src', 'dst', 'pdf', 'word', 'graph')}) > 1:
-            raise LatticeError('src, dst, pdf, word and graph must have one entry per arc.')
+        self._check_lengths()
         checks = {
+            'comes before an arc of a smaller src; sort the arcs by src': np.append(
+                np.diff(self.src) < 0, False
+            ),
+            'leaves no state': self.src < 0,
             'does not lead forwards (states in topological order?)': self.src >= self.dst,
             'leads to no state': self.dst >= self.num_states,
             'has a word that is not in the table': (self.word < 0) | (self.word >= len(self.words)),
@@ -127,6 +130,8 @@ class Lattice:
         for message, wrong in checks.items():
             if wrong.any():
                 raise LatticeError(f'Arc {np.flatnonzero(wrong)[0]} {message}.')
+        if self.time[0] or (np.diff(self.time) < 0).any():
+            raise LatticeError('Times must begin at 0 and ascend; sort the states by time.')
         moved = self.time[self.dst] - self.time[self.src]
         if (bad := np.flatnonzero(moved != (self.pdf >= 0))).size:
             raise LatticeError(f'Arc {bad[0]} takes {moved[bad[0]]} frames; a pdf takes one.')
@@ -137,6 +142,16 @@ class Lattice:
         if np.unique(self.time[np.isfinite(self.final)]).size > 1:
             raise LatticeError('Final states at different times; all paths have the same frames.')
         return self
+
+    def _check_lengths(self) -> None:
+        columns = ('src', 'dst', 'pdf', 'word', 'graph', 'acoustic')
+        if len({len(getattr(self, name)) for name in columns}) > 1:
+            raise LatticeError(f'{", ".join(columns)} must have one entry per arc.')
+        known = len(self.graph_state) or self.num_states
+        if not len(self.final) == known == self.num_states:
+            raise LatticeError(
+                'time and final must have one entry per state; so must graph_state, or be empty.'
+            )
 
     def rescore(self, log_likelihoods: np.ndarray) -> Lattice:
         """The same paths with acoustic weights from another f[T, P] matrix.

@@ -127,6 +127,19 @@ def test_rescoring_replaces_the_acoustic_weights(graph, scores, lattice, lattice
         ({'final': lambda a: a * np.nan}, 'final weight that is NaN'),
         ({'final': lambda a: a - np.inf}, 'No final state'),
         ({'word': lambda a: a[1:]}, 'one entry per arc'),
+        ({'acoustic': lambda a: a[1:]}, 'one entry per arc'),
+        ({'final': lambda a: a[1:]}, 'one entry per state'),
+        ({'graph_state': lambda a: a[1:]}, 'one entry per state'),
+        ({'time': lambda a: a + 1}, 'Times must begin at 0'),
+        (
+            {name: lambda a: np.append(a, a[0]) for name in ('time', 'final', 'graph_state')},
+            'Times must begin at 0 and ascend',
+        ),
+        ({'src': lambda a: a - 1}, 'Arc 0 leaves no state'),
+        (
+            {name: lambda a: a[::-1] for name in ('src', 'dst', 'pdf', 'word')},
+            'Arc 0 comes before an arc of a smaller src; sort',
+        ),
         ({'final': lambda a: np.zeros_like(a)}, 'different times'),
     ],
 )
