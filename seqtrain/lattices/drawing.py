@@ -49,7 +49,7 @@ def _word_arcs(lattice: Lattice) -> tuple[list[tuple[int, int, int, float]], lis
     """Arcs (src, dst, word, cost) of the minimal word acceptor, state 0 first; final costs."""
     import kaldifst
 
-    fst = kaldifst.determinize(word_fst(lattice))
+    fst = word_fst(lattice)
     kaldifst.minimize(fst)
     arcs = [
         (state, arc.nextstate, arc.ilabel, arc.weight.value)

@@ -13,6 +13,9 @@ from seqtrain.lattices.lattice import Lattice, LatticeError
 from seqtrain.lattices.openfst import to_kaldifst
 from seqtrain.lattices.operations import PathSums, best_arcs, path_sums
 
+# Rounding of weights in determinisation; OpenFst's 1/1024 adds up and changes the order of paths.
+_DELTA = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class WordConfidence:
@@ -32,8 +35,7 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
 
     if n < 1:
         raise ValueError(f'n={n}; ask for at least one.')
-    fst = word_fst(lattice)
-    paths = kaldifst.shortest_path(kaldifst.determinize(fst), n=n)
+    paths = kaldifst.shortest_path(word_fst(lattice), n=n)
     # Of a single path there is no list, and one made of a path without arcs loses its weight.
     linear = [paths] if n == 1 else kaldifst.convert_nbest_to_vector(paths)
     found = []
@@ -44,15 +46,15 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
 
 
 def word_fst(lattice: Lattice):
-    """The lattice's word sequences as a `kaldifst.StdVectorFst`, costs −log, without epsilons.
+    """The lattice's word sequences, each once, as a deterministic `kaldifst.StdVectorFst`.
 
-    Arcs of weight −inf are left out.
+    Costs are −log, those of the best paths. Arcs of weight −inf are left out.
     """
     import kaldifst
 
     fst = to_kaldifst(lattice, lattice.word, lattice.weight)
     kaldifst.rmepsilon(fst)
-    return fst
+    return kaldifst.determinize(fst, delta=_DELTA)
 
 
 def oracle_errors(lattice: Lattice, reference: str | Sequence[str]) -> int:
