@@ -189,7 +189,10 @@ def search(
             return None
         columns['graph_state'] = graph.origin[columns['graph_state']]
         return Lattice(**columns, words=graph.words, acoustic_scale=acoustic_scale)
+    # A constant of a frame is in all paths. Left in, it would take the digits of what differs.
     scaled = scores * np.float32(acoustic_scale)
+    top = scaled.max(axis=1, keepdims=True, initial=NEG_INF)
+    scaled -= np.where(np.isfinite(top), top, np.float32(0))
     frames = _forward(graph, scaled, beam, max_active)
     last = frames[-1]
     best = np.max(last.alpha + graph.final[last.states], initial=NEG_INF)

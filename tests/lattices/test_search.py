@@ -95,6 +95,24 @@ def test_minus_infinity_and_dead_ends(graph, scores):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+def test_a_constant_of_a_frame_changes_no_lattice(graph, backend):
+    """Raw log-likelihoods of −1000 and less keep the lattice beam as narrow as it is."""
+    rng = np.random.default_rng(0)
+    # Multiples of 1/8 and a whole number: the shift itself rounds nothing.
+    matrix = np.round(8 * rng.normal(size=(300, graph.num_pdfs))).astype(np.float32) / 8
+    matrix[100, 1:] = -np.inf
+    shift = rng.integers(-2000, -1000, size=(300, 1)).astype(np.float32)
+    options = {'beam': 13.0, 'lattice_beam': 2.0, 'backend': backend}
+    plain = search(compiled(graph), matrix, **options)
+    shifted = search(compiled(graph), matrix + shift, **options)
+    for name in ('time', 'graph_state', 'src', 'dst', 'pdf', 'word', 'graph', 'final'):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(shifted, name))
+    emitting = plain.pdf >= 0
+    raised = plain.acoustic[emitting] + shift[plain.time[plain.src[emitting]], 0]
+    np.testing.assert_array_equal(raised, shifted.acoustic[emitting])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_parallel_arcs_of_an_acceptor_are_summed(backend):
     arcs = [(0, 1, 0, 0.0), (0, 1, 0, 0.0), (0, 1, 1, 0.0), (0, 1, 1, -1.0)]
     fsa = Fsa.from_arcs(arcs, np.array([0.0, -np.inf]), np.array([-np.inf, 0.0]))

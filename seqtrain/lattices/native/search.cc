@@ -47,7 +47,13 @@ class Search {
          int64_t pdfs)
       : g_(graph), o_(options), scores_(scores), pdfs_(pdfs), frames_(frames),
         num_levels_(1 + *std::max_element(graph.level, graph.level + graph.num_states)),
-        rises_(Rises(graph)) {}
+        rises_(Rises(graph)), top_(frames) {
+    for (int64_t t = 0; t < frames; ++t) {
+      const float* row = scores + t * pdfs;
+      top_[t] = pdfs ? *std::max_element(row, row + pdfs) * options.scale : 0;
+      if (!std::isfinite(top_[t])) top_[t] = 0;
+    }
+  }
 
   // False where no path within the beam ends in a final state.
   bool Run(Lattice* out) {
@@ -65,7 +71,10 @@ class Search {
   }
 
  private:
-  float Score(int64_t t, int32_t pdf) const { return scores_[t * pdfs_ + pdf] * o_.scale; }
+  // Scaled, below the frame's best.
+  float Score(int64_t t, int32_t pdf) const {
+    return scores_[t * pdfs_ + pdf] * o_.scale - top_[t];
+  }
 
   void Forward() {
     std::vector<float> alpha(g_.num_states, kNone), reached;
@@ -289,6 +298,7 @@ class Search {
   const int64_t pdfs_, frames_;
   const int32_t num_levels_;
   const bool rises_;
+  std::vector<float> top_;  // of each frame's scaled scores
   std::vector<Frame> kept_;
   std::vector<float> values_;
 };
