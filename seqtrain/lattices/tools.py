@@ -141,11 +141,15 @@ def rescore_lm(lattice: Lattice, old: NGramLm, new: NGramLm, *, lm_scale: float 
       lattice: from a graph with `old`.
       old: the LM in the graph weights.
       new: the LM to put in.
-      lm_scale: factor on the change.
+      lm_scale: factor on the change, above 0.
 
     Raises:
+      ValueError: a factor that is not.
       LatticeError: `new` gives every path probability 0, or `old` gives it to a word that is there.
     """
+
+    if not 0.0 < lm_scale < np.inf:
+        raise ValueError(f'lm_scale={lm_scale}; give a factor above 0.')
 
     def change(history: tuple[str, ...], word: str) -> float:
         taken = old.logprob(history, word)

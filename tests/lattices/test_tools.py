@@ -200,6 +200,13 @@ def test_rescoring_with_another_lm(graph, scores, word_lm, lattice_paths):
     assert path_sums(back).total == pytest.approx(path_sums(lattice).total, abs=1e-3)
 
 
+@pytest.mark.parametrize('lm_scale', [0.0, -1.0, np.nan, np.inf])
+def test_factors_that_are_not_above_0_are_refused(lattice, word_lm, lm_scale):
+    new = NGramLm.estimate([['x']], 2, smoothing='none')  # 0 · −inf would be NaN
+    with pytest.raises(ValueError, match='lm_scale=.*; give a factor above 0'):
+        rescore_lm(lattice, word_lm, new, lm_scale=lm_scale)
+
+
 def test_the_end_may_be_impossible_where_no_path_ends(lattice_paths):
     lexicon = Lexicon.from_dict({'p': 'a', 'q': 'b'})
     old = NGramLm.estimate([['p', 'q']], 2, smoothing='none')  # no </s> after p
