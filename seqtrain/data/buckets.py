@@ -63,11 +63,15 @@ class Buckets:
 
         Raises:
           DataError: there are no lengths, not exactly one of the two sizes is given, or a number
-            is below 1.
+            or length is below 1.
         """
         lengths = np.asarray(lengths, int)
         if len(lengths) == 0:
             raise DataError('There is no utterance to make buckets for: all were skipped.')
+        if lengths.min() < 1:
+            raise DataError(
+                f'Utterance {lengths.argmin()} has {lengths.min()} frames: leave out what has none.'
+            )
         if (batch_size is None) == (frames_per_batch is None):
             raise DataError('Give either batch_size or frames_per_batch.')
         if min(num_buckets, multiple_of, batch_size or frames_per_batch or 0) < 1:

@@ -72,6 +72,12 @@ def test_too_long_an_utterance_is_an_error_that_says_what_to_do():
         Buckets.fit([10], batch_size=1).of(1000)
 
 
+@pytest.mark.parametrize('size', [{'batch_size': 2}, {'frames_per_batch': 100}])
+def test_an_utterance_without_frames_is_an_error(size):
+    with pytest.raises(DataError, match='Utterance 1 has 0 frames'):
+        Buckets.fit([5, 0, 5], 2, **size)
+
+
 def test_no_utterances_or_no_size_is_an_error():
     with pytest.raises(DataError, match='all were skipped'):
         Buckets.fit([], batch_size=1)
