@@ -43,7 +43,7 @@ class NGramLm:
         order: int,
         *,
         smoothing: str = 'witten-bell',
-        vocabulary: Iterable[str] = (),
+        vocabulary: str | Iterable[str] = (),
         extra_contexts: int | None = None,
     ) -> NGramLm:
         """Estimates a model from sentences (without <s> and </s>).
@@ -61,8 +61,8 @@ class NGramLm:
             counts as the sentence that ends at once.
           order: longest n-gram, at least 1.
           smoothing: one of SMOOTHINGS.
-          vocabulary: more symbols, which get a probability although they may not occur; without
-            smoothing they do not.
+          vocabulary: more symbols (a string: with spaces between them), which get a probability
+            although they may not occur; without smoothing they do not.
           extra_contexts: keep only this many of the longest contexts, those whose n-grams gain
             most log-likelihood over their back-off (Kaldi's chain: order 4, 2000). None: all.
 
@@ -78,7 +78,7 @@ class NGramLm:
         if not texts:
             raise ValueError('No sentences to estimate a language model from.')
         spoken = set().union(*texts)
-        words = spoken.union(vocabulary) - {EOS}
+        words = spoken.union(_symbols(vocabulary)) - {EOS}
         if split := sorted(word for word in words if word.split() != [word]):
             raise ValueError(
                 f'{split[0]!r} is no symbol: it is empty or holds white space. Give each sentence '
@@ -94,9 +94,9 @@ class NGramLm:
         return model
 
     @classmethod
-    def uniform(cls, words: Iterable[str]) -> NGramLm:
+    def uniform(cls, words: str | Iterable[str]) -> NGramLm:
         """A loop over words: every word and the end are equally likely everywhere."""
-        symbols = sorted(set(words)) + [EOS]
+        symbols = sorted(set(_symbols(words))) + [EOS]
         logprob = -math.log(len(symbols))
         return cls(1, {(BOS,): NEG_INF, **{(w,): logprob for w in symbols}}, {(BOS,): 0.0})
 
@@ -141,7 +141,7 @@ class NGramLm:
         return math.exp(-sum(map(self.score, sentences)) / symbols)
 
 
-def _symbols(sentence: str | Sequence[str]) -> NGram:
+def _symbols(sentence: str | Iterable[str]) -> NGram:
     return tuple(sentence.split() if isinstance(sentence, str) else sentence)
 
 

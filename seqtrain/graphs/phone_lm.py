@@ -49,7 +49,8 @@ class PhoneLm:
             trigram contexts, as Kaldi's chain models do.
           smoothing: 'none' (chain: no smoothing, so the graph stays small and a phone not seen in
             a context is impossible), or see `NGramLm.estimate`.
-          extra_contexts: number of contexts of 3 or more phones to keep; None keeps all.
+          extra_contexts: number of the longest contexts to keep, where these have 3 or more
+            phones (`order` above 3); all shorter ones stay. None keeps all.
 
         Raises:
           ValueError: a phone id outside of 0..P−1 (names the sequence, counted from 0), a name that

@@ -28,6 +28,11 @@ def test_smoothed_models_sum_to_one_after_any_history(order, smoothing):
             assert all(math.isfinite(model.logprob(full, w)) for w in 'abcd')
 
 
+def test_a_string_of_words_is_split_at_spaces_not_into_letters():
+    assert NGramLm.estimate(['YES NO'], 1, vocabulary='MAYBE').words == ('MAYBE', 'NO', 'YES')
+    assert NGramLm.uniform('YES NO').words == ('NO', 'YES')
+
+
 @pytest.mark.parametrize('order', [1, 2, 3])
 def test_unsmoothed_models_are_relative_frequencies(order):
     model = NGramLm.estimate(SENTENCES, order, smoothing='none')
@@ -88,7 +93,7 @@ def test_estimates_predict_better_than_a_loop():
     train, dev = SENTENCES, [['a', 'b', 'a', 'c']]
     for smoothing in ['witten-bell', 'kneser-ney']:
         model = NGramLm.estimate(train, 3, smoothing=smoothing)
-        assert model.perplexity(dev) < NGramLm.uniform('abc').perplexity(dev)
+        assert model.perplexity(dev) < NGramLm.uniform('a b c').perplexity(dev)
 
 
 @pytest.mark.parametrize(
