@@ -196,10 +196,8 @@ def constrain(graph: SearchGraph, words: Sequence[str]) -> SearchGraph:
 def _product(graph: SearchGraph, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """States (words so far, graph state) reached from the start, as keys, and arcs between them."""
     size = graph.num_states
-    number = np.full(size * len(labels), -1, np.int64)
     frontier = np.array([graph.start], np.int64)
-    number[frontier] = 0
-    keys, rows, count = [frontier], [], 1
+    seen, keys, rows = {graph.start}, [frontier], []
     while len(frontier):
         position, state = np.divmod(frontier, size)
         reached = []
@@ -214,11 +212,12 @@ def _product(graph: SearchGraph, labels: np.ndarray) -> tuple[np.ndarray, np.nda
             source = before * size + table.src[arcs]
             reached.append(after)
             rows.append((source, after, table.pdf[arcs], word, table.weight[arcs]))
-        new = np.unique(np.concatenate(reached))
-        frontier = new[number[new] < 0]
-        number[frontier] = count + np.arange(len(frontier))
-        count += len(frontier)
+        new = set(np.concatenate(reached).tolist()) - seen
+        frontier = np.array(sorted(new), np.int64)
+        seen |= new
         keys.append(frontier)
     arcs_found = np.concatenate([np.stack(row, axis=1).astype(np.float64) for row in rows])
-    arcs_found[:, :2] = number[arcs_found[:, :2].astype(np.int64)]
-    return np.concatenate(keys), arcs_found
+    found = np.concatenate(keys)
+    order = np.argsort(found)
+    arcs_found[:, :2] = order[np.searchsorted(found, arcs_found[:, :2], sorter=order)]
+    return found, arcs_found

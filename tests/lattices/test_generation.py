@@ -1,6 +1,7 @@
 """Numerator and denominator lattices: what they hold, and what happens to hopeless utterances."""
 
 import re
+import tracemalloc
 from collections import Counter
 
 import jax
@@ -122,3 +123,18 @@ def test_bad_settings(graph):
         LatticeGenerator(graph, beam=0.0)
     with pytest.raises(LatticeError, match='shape'):
         LatticeGenerator(graph).decode(np.zeros((5, 99)))
+
+
+def test_a_transcript_takes_no_memory_for_what_it_does_not_reach():
+    states = 50_000  # all after the first two are a part of their own
+    arcs = [(0, 1, 0, 1, 0.0), (1, 0, 1, 0, 0.0)]
+    rows = np.array([*arcs, *((s, s - 1, 0, 0, 0.0) for s in range(3, states))])
+    graph = SearchGraph.from_arcs(rows, np.zeros(states), 0, ('<eps>', 'w'), 2)
+    tracemalloc.start()
+    try:
+        found = constrain(graph, ['w'] * 30)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.num_states == 61
+    assert peak < 8 * states  # less than a number for every state
