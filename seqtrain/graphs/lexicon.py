@@ -25,6 +25,9 @@ _EPSILON = -1
 # What Kaldi's lexiconp.txt has before the phones. Not whole numbers: some phone sets are numbers.
 _DECIMAL = re.compile(r'\d*\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+', re.IGNORECASE)
 
+# Meant to stand within a word, but white space all the same: a part of the word would be a phone.
+_NO_BREAK = re.compile('[\u00a0\u2007\u202f]')
+
 
 class LexiconError(ValueError):
     """A malformed lexicon; the message names file and line."""
@@ -109,14 +112,19 @@ class Lexicon:
 
         Raises:
           LexiconError: names file and line of an entry without phones, with a probability before
-            them, or with a phone outside of `phones` where these are given; or of what is not
-            UTF-8. See `from_dict`, too.
+            them, with a no-break space, or with a phone outside of `phones` where these are given;
+            or of what is not UTF-8. See `from_dict`, too.
         """
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such lexicon.')
         entries: dict[str, list[tuple[str, ...]]] = {}
         for number, line in enumerate(read_lines(path, LexiconError), start=1):
+            if _NO_BREAK.search(line):
+                raise LexiconError(
+                    f'{path}:{number}: a no-break space in {line.strip()!r}; put plain spaces '
+                    f'between word and phones, and none into a word.'
+                )
             fields = line.split()
             if not fields:
                 continue

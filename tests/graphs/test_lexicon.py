@@ -46,6 +46,8 @@ def test_reading_the_real_ones(data_dir):
         ('YES Y\n', ('SIL', 'Y', 'N', 'Y'), 'stand twice in the phone set: Y'),
         ('YES 1.0 Y EH S\n', None, r'lexicon\.txt:1: 1\.0 is a probability, not a phone'),
         ('YES Y\nNO 5e-05 N\n', None, r'lexicon\.txt:2: 5e-05 is a probability, not a phone'),
+        ('YES Y\nA\u00a0B X Y\n', None, r"lexicon\.txt:2: a no-break space in 'A\\xa0B X Y'"),
+        ('A\u202fB X Y\n', None, r'lexicon\.txt:1: a no-break space'),
         ('YES 0.5 Y\n', ('SIL', 'Y'), r'lexicon\.txt:1: 0\.5 is a probability, not a phone'),
     ],
 )
