@@ -203,7 +203,7 @@ def test_rescoring_with_another_lm(graph, scores, word_lm, lattice_paths):
 @pytest.mark.parametrize('lm_scale', [0.0, -1.0, np.nan, np.inf])
 def test_factors_that_are_not_above_0_are_refused(lattice, word_lm, lm_scale):
     new = NGramLm.estimate([['x']], 2, smoothing='none')  # 0 · −inf would be NaN
-    with pytest.raises(ValueError, match='lm_scale=.*; give a factor above 0'):
+    with pytest.raises(ValueError, match=r'lm_scale=.*; give a factor above 0'):
         rescore_lm(lattice, word_lm, new, lm_scale=lm_scale)
 
 
