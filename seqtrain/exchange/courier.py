@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -115,7 +116,7 @@ class Stats:
 
 
 Answers = dict[tuple[int, bool], Reply]
-"""(shard, whether the question was a push) -> answer."""
+"""(shard, whether the question was a push) -> answer, in the order of their arrival."""
 
 
 class Courier:
@@ -157,6 +158,7 @@ class Courier:
         self._life = life
         self._compress = Compressor(codec)
         self._stop, self._abandon = stop, abandon
+        self._numbers = itertools.count()
 
     def join(self) -> tuple[Pulled, int] | None:
         """Joins all shards: the parameters and the first free seq; None when stopped.
@@ -164,7 +166,7 @@ class Courier:
         Where replicas wait for each other, joining gives values but no turn: that is for `pull`.
         """
         shards = range(self._partition.num_shards)
-        replies = self._ask_params({s: Join(self.worker, life=self._life) for s in shards})
+        replies = self._ask_params(self._join_message, shards)
         if len(replies) < len(shards):
             return None
         return self._assemble(replies), 1 + max(reply.last_seq for reply in replies.values())
@@ -178,26 +180,32 @@ class Courier:
         shards = range(self._partition.num_shards)
         replies: dict[int, Params] = {}
         for group in [[s] for s in shards] if self._in_order else [list(shards)]:
-            replies |= self._ask_params({s: self._pull_message() for s in group})
+            replies |= self._ask_params(self._pull_message, group)
         return self._assemble(replies) if len(replies) == len(shards) else None
 
     def push_and_pull(
         self, update: Any, versions: Versions, seq: int, facts: Facts
     ) -> Pulled | None:
-        """Both on one journey: a shard answers the pull after it has dealt with the push."""
+        """Both on one journey: a shard answers the pull after it has dealt with the push.
+
+        Where it did not, because the push was lost on the way, it is asked for values once more.
+        """
         pushes = self._pushes(update, versions, seq, facts)
         shards = range(self._partition.num_shards)
         pulls: list[tuple[int, Message]] = [(s, self._pull_message()) for s in shards]
         answered = self._ask(pushes + pulls)
         self._take_answers(answered)
-        replies = {s: r for (s, _), r in answered.items() if isinstance(r, Params)}
-        if len(replies) < len(pulls):  # a shard had forgotten us, or we are told to stop
+        replies = _params_after_pushes(answered)
+        if len(replies) < len(pulls):  # or a shard had forgotten us, or we are told to stop
             missing = [s for s, _ in pulls if s not in replies]
-            replies |= self._ask_params({s: self._pull_message() for s in missing})
+            replies |= self._ask_params(self._pull_message, missing)
         return self._assemble(replies) if len(replies) == len(pulls) else None
 
     def _pull_message(self) -> Pull:
-        return Pull(self.worker, life=self._life)
+        return Pull(self.worker, life=self._life, number=next(self._numbers))
+
+    def _join_message(self, fresh: bool = True) -> Join:
+        return Join(self.worker, fresh, self._life, next(self._numbers))
 
     def _pushes(
         self, update: Any, versions: Versions, seq: int, facts: Facts
@@ -242,7 +250,7 @@ class Courier:
         self.stats.rejoins += bool(shards)
         for shard in shards:
             self._compress.forget(shard)
-        self._ask([(s, Join(self.worker, fresh=False, life=self._life)) for s in shards])
+        self._ask([(s, self._join_message(fresh=False)) for s in shards])
 
     def leave(self) -> None:
         """Says good-bye to all shards."""
@@ -263,19 +271,21 @@ class Courier:
         generations = tuple(params.generation for params in shards)
         return Pulled(tree, Versions(numbers, generations, shards[0].speed))
 
-    def _ask_params(self, messages: dict[int, Message]) -> dict[int, Params]:
+    def _ask_params(
+        self, question: Callable[[], Message], shards: Sequence[int]
+    ) -> dict[int, Params]:
         """Asks for values. A shard that does not know this replica (any more) is joined again."""
         replies: dict[int, Params] = {}
-        while messages and not self._stop():
+        while shards and not self._stop():
             refused = []
-            for (shard, _), reply in self._ask(list(messages.items())).items():
+            for (shard, _), reply in self._ask([(s, question()) for s in shards]).items():
                 if isinstance(reply, Params):
                     replies[shard] = reply
                 elif isinstance(reply, Reject):
                     self._note_rejection(reply)
                     refused.append(shard)
             self._join_again(refused)
-            messages = {shard: messages[shard] for shard in refused}
+            shards = refused
         return replies
 
     def _ask(self, messages: list[tuple[int, Message]]) -> Answers:
@@ -314,3 +324,14 @@ class Courier:
         logger.warning('Replica %d: %s', self.worker, reply.text)
         self.rejections.append(reply)
         self.stats.rejected += 1
+
+
+def _params_after_pushes(answered: Answers) -> dict[int, Params]:
+    """By shard the values that came after the answer to the push."""
+    dealt_with, replies = set(), {}
+    for (shard, is_push), reply in answered.items():
+        if is_push:
+            dealt_with.add(shard)
+        elif isinstance(reply, Params) and shard in dealt_with:
+            replies[shard] = reply
+    return replies

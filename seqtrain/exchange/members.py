@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from seqtrain.exchange.messages import Join, Pull
+
 
 @dataclasses.dataclass
 class Member:
     """A replica: the last seq seen, the versions it may still push from, whether it is here.
 
     `step_s` is its last reported time per local step, 0 where unknown; `life` is the one that
-    joined last.
+    joined last; `answered` is the newest of its questions that was answered.
     """
 
     seq: int = -1
@@ -20,6 +22,7 @@ class Member:
     present: bool = True
     step_s: float = 0.0
     life: int = 0
+    answered: int = -1
 
 
 def speed(members: Mapping[int, Member], worker: int) -> float:
@@ -28,6 +31,14 @@ def speed(members: Mapping[int, Member], worker: int) -> float:
     if own <= 0:
         return 1.0
     return min(m.step_s for m in members.values() if m.present and m.step_s > 0) / own
+
+
+def was_answered(members: Mapping[int, Member], question: Join | Pull) -> bool:
+    """Whether this is a copy of a question that was answered; a fresh Join never is."""
+    member = members.get(question.worker)
+    if member is None or not member.present or getattr(question, 'fresh', False):
+        return False
+    return question.life == member.life and 0 <= question.number <= member.answered
 
 
 def kept(members: Mapping[int, Member]) -> dict[str, dict[str, int]]:

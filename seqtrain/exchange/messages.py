@@ -37,22 +37,35 @@ class Reason(enum.Enum):
 class Join:
     """A replica announces itself; answered by `Params`.
 
-    `fresh` is False where the same replica joins again because the shard had forgotten it. `life`
-    counts how often the replica has been started: what an earlier life sends is refused.
+    Attributes:
+      worker: replica number.
+      fresh: False where the same replica joins again because the shard had forgotten it.
+      life: how often the replica has been started: what an earlier life sends is refused.
+      number: of the question, see `Pull`; a fresh one begins to count.
     """
 
     worker: int
     fresh: bool = True
     life: int = 0
+    number: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Pull:
-    """A replica asks for the values; answered by `Params`, at once or when it may go on."""
+    """A replica asks for the values; answered by `Params`, at once or when it may go on.
+
+    Attributes:
+      worker: replica number.
+      min_version: the oldest version that is wanted.
+      life: see `Join`.
+      number: of the replica's question, counted over its joins and pulls; a copy of one that was
+        answered gets the values again, but no turn of its own. −1: it is sent only once.
+    """
 
     worker: int
     min_version: int = 0
     life: int = 0
+    number: int = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,6 +125,7 @@ class Params:
       last_seq: the last push the shard took from this replica: a restarted replica counts on.
       speed: this replica's speed in steps per second over the fastest one's; 1 where unknown.
       life: which life of the replica had asked.
+      number: which of its questions this answers.
     """
 
     worker: int
@@ -121,6 +135,7 @@ class Params:
     last_seq: int = -1
     speed: float = 1.0
     life: int = 0
+    number: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +153,7 @@ class Ack:
 class Reject:
     """A message was refused and the shard is as it was; `text` says what to do.
 
-    `seq` is −1 where the refused message was not a push.
+    `seq` is −1 where the refused message was not a push, `number` where it was one.
     """
 
     worker: int
@@ -146,6 +161,7 @@ class Reject:
     text: str
     seq: int = -1
     life: int = 0
+    number: int = -1
 
 
 Message = Join | Pull | Push | Leave
@@ -154,17 +170,17 @@ Reply = Params | Ack | Reject
 
 def refused(message: Message, reason: Reason, text: str) -> Reject:
     """The refusal of a message."""
-    worker, life, seq = address(message)
-    return Reject(worker, reason, text, seq, life)
+    worker, life, seq, number = address(message)
+    return Reject(worker, reason, text, seq, life, number)
 
 
-def address(letter: Message | Reply) -> tuple[int, int, int]:
-    """(worker, life, seq): the same for a question and its answer; seq is −1 but for pushes."""
-    return letter.worker, letter.life, getattr(letter, 'seq', -1)
+def address(letter: Message | Reply) -> tuple[int, int, int, int]:
+    """(worker, life, seq, number): the same for a message and its answer; −1 what it has not."""
+    return letter.worker, letter.life, getattr(letter, 'seq', -1), getattr(letter, 'number', -1)
 
 
 def answers(message: Message, reply: Reply) -> bool:
-    """Whether a reply belongs to a message; those to an earlier life or push do not."""
+    """Whether a reply belongs to a message; those to an earlier life, push or question do not."""
     return address(message) == address(reply)
 
 

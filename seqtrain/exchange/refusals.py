@@ -1,14 +1,33 @@
-"""Why a shard cannot take a push. Looks at the shard's state and changes nothing."""
+"""Why a shard cannot take a message. Looks at the shard's state and changes nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seqtrain.exchange.messages import Push, Reason
+from seqtrain.exchange.messages import Join, Pull, Push, Reason
 from seqtrain.exchange.update import malformed
 
 if TYPE_CHECKING:
     from seqtrain.exchange.state import ShardState
+
+
+def unserved(state: ShardState, question: Join | Pull) -> tuple[Reason, str] | None:
+    """Why a replica that asks for values gets none, and the sentence, or None."""
+    worker, life, count = question.worker, question.life, state.policy.num_workers
+    member = state.members.get(worker)
+    if isinstance(question, Join) and not 0 <= worker < count:
+        return Reason.UNKNOWN_WORKER, (
+            f'Replica {worker} is none of the {count} of this run; raise num_workers.'
+        )
+    if isinstance(question, Pull) and (member is None or not member.present):
+        return Reason.NOT_JOINED, (
+            f'Replica {worker} has not joined shard {state.shard}; send Join first.'
+        )
+    if member is not None and life < member.life:
+        return Reason.REPLACED, (
+            f'Replica {worker} was started again (life {member.life}); life {life} is over.'
+        )
+    return None
 
 
 def refusal(state: ShardState, push: Push) -> tuple[Reason, str] | None:

@@ -24,11 +24,13 @@ for the one who runs the server, between messages; nobody else writes to any of 
 
     message  of a replica that is  is answered by             or refused (`Reason`) because
     Join     anything              Params, at once (1)        it is none of this run, or replaced
-    Pull     present               Params, when it may be     it has not joined, or is replaced
+    Pull     present               Params, when it may be (2) it has not joined, or is replaced
     Push     present               Ack, when it is applied    see `refusals`
     Leave    not gone              nothing                    (one of an earlier life is ignored)
 
-(1) The Join of a later life also refuses what still waits of the earlier one.
+(1) It also refuses what still waits of this replica.
+(2) Questions that may come twice are numbered: a copy of one that was answered is answered again,
+at once; it drops nothing and gives no second turn.
 
 After every message the shard settles: it applies the pending pushes that may be applied and then
 serves the waiting pulls that may be served, until neither moves. (A Join is answered at once; it
@@ -128,10 +130,8 @@ class ShardState:
         """
         self._now = now
         self._replies = []
-        if isinstance(message, Join):
-            self._join(message)
-        elif isinstance(message, Pull):
-            self._pull(message)
+        if isinstance(message, Join | Pull):
+            self._ask(message)
         elif isinstance(message, Push):
             self._push(message)
         elif isinstance(message, Leave):
@@ -141,44 +141,28 @@ class ShardState:
         self._settle()
         return self._replies
 
+    def _ask(self, question: Join | Pull) -> None:
+        refusal = refusals.unserved(self, question)
+        if refusal is not None:
+            self._refuse_other(question, *refusal)
+        elif members.was_answered(self.members, question):
+            self._serve(question)  # the ticket of its first answer, where it has one, stays
+        elif isinstance(question, Join):
+            self._join(question)
+        else:
+            self.waiting[question.worker] = question
+            self.tickets.drop(question.worker)  # who pulls again gives back what it did not use
+
     def _join(self, message: Join) -> None:
         worker = message.worker
-        if not 0 <= worker < self.policy.num_workers:
-            count = self.policy.num_workers
-            text = f'Replica {worker} is none of the {count} of this run; raise num_workers.'
-            self._refuse_other(message, Reason.UNKNOWN_WORKER, text)
-            return
-        if self._replaced(message):
-            return
         member = self.members.setdefault(worker, Member())
-        if message.life > member.life:
-            self._turn_away(Reason.REPLACED, worker)
+        later = message.life > member.life
+        self._turn_away(Reason.REPLACED if later else Reason.NOT_JOINED, worker)
         self._forget(worker)
-        member.present, member.life = True, message.life
+        member.present, member.life, member.answered = True, message.life, -1
         self.gone.discard(worker)
         self._log('joined', worker, 'fresh' if message.fresh else 'again')
         self._serve(message)
-
-    def _pull(self, message: Pull) -> None:
-        member = self.members.get(message.worker)
-        if member is None or not member.present:
-            text = f'Replica {message.worker} has not joined shard {self.shard}; send Join first.'
-            self._refuse_other(message, Reason.NOT_JOINED, text)
-            return
-        if self._replaced(message):
-            return
-        self.waiting[message.worker] = message
-        self.tickets.drop(message.worker)  # who pulls again gives back what it did not use
-
-    def _replaced(self, message: Join | Pull) -> bool:
-        """Refuses what an earlier life of a replica sends; whether it did."""
-        worker, life = message.worker, message.life
-        member = self.members.get(worker)
-        if member is None or life >= member.life:
-            return False
-        text = f'Replica {worker} was started again (life {member.life}); life {life} is over.'
-        self._refuse_other(message, Reason.REPLACED, text)
-        return True
 
     def _push(self, push: Push) -> None:
         waiting = self.pending.get(push.worker)
@@ -292,13 +276,14 @@ class ShardState:
 
     def _serve(self, question: Join | Pull) -> None:
         worker = question.worker
-        reading = self.members[worker].reading
+        member, reading = self.members[worker], self.members[worker].reading
+        member.answered = max(member.answered, question.number)
         if self.version not in reading:
             reading.append(self.version)
             del reading[:-KEPT_PULLS]
         stamp = (worker, self.version, self.store.read(), self.generation)
-        known = (self.members[worker].seq, members.speed(self.members, worker))
-        self._replies.append(Params(*stamp, *known, question.life))
+        known = (member.seq, members.speed(self.members, worker))
+        self._replies.append(Params(*stamp, *known, question.life, question.number))
 
     def _apply(self, pushes: list[Push]) -> None:
         """One update from one push, or from the frame-weighted mean of a round."""

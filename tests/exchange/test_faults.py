@@ -71,6 +71,35 @@ def test_lost_doubled_and_reordered_messages_apply_nothing_twice():
     assert min(plan.counts['lost'], plan.counts['doubled'], plan.counts['held']) > 0
 
 
+def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one():
+    plan = FaultPlan(double=1.0)
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(mode='sync')) as server:
+        with server.connect(0, faults=plan) as client:
+            seen = []
+            for _ in range(4):
+                seen.append(client.latest().versions.numbers)
+                client.push(ONES, client.latest().versions)
+            client.flush()
+            assert client.rejections == []
+        assert seen == [(n, n) for n in range(4)]
+        assert server.params().versions.numbers == (4, 4)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize(
+    ('policy', 'versions'),
+    [({'mode': 'sync'}, 20), ({'max_staleness': 0}, 60), ({'max_staleness': 1}, 60)],
+    ids=str,
+)
+def test_who_waits_for_others_on_a_bad_network_comes_to_the_end(policy, versions, seed):
+    plan = FaultPlan(seed, lose=0.05, double=0.1, hold=0.05)
+    with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=3, **policy)) as server:
+        run(server, 3, 20, plan, retry_s=0.02)
+        server.check()
+        assert server.params().versions.numbers == (versions, versions)
+    assert min(plan.counts['lost'], plan.counts['doubled'], plan.counts['held']) > 0
+
+
 def test_a_shard_killed_between_checkpoints_loses_only_what_came_after(caplog):
     with (
         exchange.LocalServer(START, 2, rules.sgd(1.0)) as server,

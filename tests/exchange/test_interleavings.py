@@ -6,6 +6,7 @@ invariants hold; at the end the log replays to the same bits.
 """
 
 import dataclasses
+import itertools
 import random
 
 import hypothesis
@@ -73,6 +74,7 @@ class Interleaving(RuleBasedStateMachine):
         self.checkpoints = [shard.snapshot() for shard in self.shards]
         self.seen = [{} for _ in range(WORKERS)]  # newest Params by shard
         self.seq, self.life = [0] * WORKERS, [0] * WORKERS
+        self.numbers = itertools.count()
         self.applied = set()
 
     # -- replicas ----------------------------------------------------------------------------
@@ -82,11 +84,14 @@ class Interleaving(RuleBasedStateMachine):
         self.bag += [(s, self.joining(worker)) for s in range(2)]
 
     def joining(self, worker):
-        return Join(worker, life=self.life[worker])
+        return Join(worker, life=self.life[worker], number=next(self.numbers))
+
+    def pulling(self, worker):
+        return Pull(worker, life=self.life[worker], number=next(self.numbers))
 
     @rule(worker=workers)
     def pull(self, worker):
-        self.bag += [(s, Pull(worker, life=self.life[worker])) for s in range(2)]
+        self.bag += [(s, self.pulling(worker)) for s in range(2)]
 
     @rule(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 20))
     def work(self, seed, length):
@@ -98,7 +103,7 @@ class Interleaving(RuleBasedStateMachine):
                 known = self.shards[s].members.get(worker)
                 if known is None or not known.present:
                     self.deliver(s, self.joining(worker))
-                self.deliver(s, Pull(worker, life=self.life[worker]))
+                self.deliver(s, self.pulling(worker))
             for message in self.pushes(worker):
                 fate = rng.choice(['arrives', 'arrives', 'arrives', 'twice', 'late', 'lost'])
                 if fate in ('arrives', 'twice'):

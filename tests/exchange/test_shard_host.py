@@ -274,24 +274,25 @@ class BrokenLog:
         pass
 
 
+@pytest.mark.parametrize(('life', 'reason'), [(0, Reason.NOT_JOINED), (1, Reason.REPLACED)])
 @pytest.mark.parametrize('policy', [{'mode': 'sync'}, {'max_staleness': 0}], ids=str)
-def test_a_new_life_is_let_in_while_the_dead_ones_calls_still_wait(policy):
+def test_a_new_client_is_let_in_while_the_dead_ones_calls_still_wait(policy, life, reason):
     async def run():
         shard = host(policy=Policy(num_workers=2, **policy))
         await both_join(shard)
         if 'mode' in policy:
-            asked = [push(0, 0, 0), Pull(0)]
+            asked = [push(0, 0, 0), Pull(0, number=1)]
         else:
             await call(shard, Pull(1))  # the only ticket
-            asked = [Pull(0)]
+            asked = [Pull(0, number=1)]
         old = asyncio.ensure_future(shard.call(asked))
         await asyncio.sleep(0)
         assert not old.done()
-        joined = await asyncio.wait_for(call(shard, Join(0, life=1)), 5)
+        joined = await asyncio.wait_for(call(shard, Join(0, life=life, number=0)), 5)
         assert isinstance(joined, Params)
-        assert joined.life == 1
+        assert joined.life == life
         replies = await asyncio.wait_for(old, 5)
-        assert [(r.reason, r.life) for r in replies] == [(Reason.REPLACED, 0)] * len(asked)
+        assert [(r.reason, r.life) for r in replies] == [(reason, 0)] * len(asked)
         await shard.check()
 
     asyncio.run(run())

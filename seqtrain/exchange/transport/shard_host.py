@@ -75,7 +75,7 @@ class ShardHost:
         self._events: list[Event] = []
         self._log = EventLog(self._files.events) if self._files else None
         self._state = ShardState(Store(values, rule), policy, shard=shard, on_event=self._on_event)
-        self._waiting: dict[tuple[int, int, int], tuple[Message, asyncio.Future]] = {}
+        self._waiting: dict[tuple[int, int, int, int], tuple[Message, asyncio.Future]] = {}
         self._heard_s: dict[int, float] = {}
         self._lease_task: asyncio.Task | None = None
         self._rule_number, self._later_rule = 0, later_rule
@@ -178,7 +178,7 @@ class ShardHost:
         while True:
             await asyncio.sleep(self._lease_s / 4)
             for worker, heard_s in list(self._heard_s.items()):
-                waits = any(waiting == worker for waiting, _, _ in self._waiting)
+                waits = any(waiting == worker for waiting, *_ in self._waiting)
                 if not waits and time.monotonic() - heard_s > self._lease_s:
                     del self._heard_s[worker]
                     self._handle(Leave(worker))
