@@ -4,14 +4,14 @@ No thread, no clock, no socket: messages (and the time, for the log) come in, re
 `handle` is the only thing that changes anything. Shells (`transport/`), the simulator and the
 replay all drive this same object.
 
-What a shard holds, and who may change it (messages through `handle`; `set_rule` and `restore` are
-for the one who runs the server, between messages; nobody else writes to any of it):
+What a shard holds, and who may change it (messages through `handle`; `set_rule`, `expect` and
+`restore` are for the one who runs the server, between messages; nobody else writes to any of it):
 
     part        what it is                                    changed by
     store       values, the rule's state, version             an applied push; set_rule, restore
     generation  how often the shard has restarted             restore
     members     who has joined; last seq, versions read       Join, Leave, Pull, Push; restore
-    gone        who left: rounds do not wait for them         Join, Leave; restore
+    gone        who left: rounds do not wait for them         Join, Leave; expect, restore
     tickets     who may push from where (see `Tickets`)       Join, Pull, Push, Leave; restore
     pending     pushes that wait for their turn               Join, Push, Leave, settling; restore
     waiting     pulls that wait for their turn                Join, Pull, Leave, settling; restore
@@ -19,8 +19,9 @@ for the one who runs the server, between messages; nobody else writes to any of 
     a replica is  that is                                     and becomes
     unknown       the shard never heard of it; rounds wait    present by Join, gone by Leave
     present       its pulls and pushes are taken              gone by Leave, away by restore
-    gone          it left, or its lease ran out               present by Join
-    away          the shard restarted; rounds wait            present by Join, gone by Leave
+    gone          it left, or its lease ran out               present by Join, away by expect
+    away          the shard restarted, or it is expected;     present by Join, gone by Leave
+                  rounds wait
 
     message  of a replica that is  is answered by             or refused (`Reason`) because
     Join     anything              Params, at once (1)        it is none of this run, or replaced
@@ -53,7 +54,7 @@ A refused message leaves values, optimiser state and version untouched, always.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import optax
@@ -183,7 +184,7 @@ class ShardState:
         if worker in self.gone or not 0 <= worker < self.policy.num_workers:
             return
         member = self.members.setdefault(worker, Member(present=False))
-        if message.life not in (-1, member.life):
+        if -1 < message.life < member.life:
             return
         self._turn_away(Reason.NOT_JOINED, worker)
         self._forget(worker)
@@ -335,6 +336,10 @@ class ShardState:
         """
         self.store.set_rule(rule, keep_state)
         self._log('rule', note=note)
+
+    def expect(self, workers: Iterable[int]) -> None:
+        """Lets rounds wait for replicas that had left and are about to join again."""
+        self.gone.difference_update(workers)
 
     def snapshot(self) -> dict[str, Any]:
         """{'arrays': pytree of owned arrays, 'meta': JSON-able}; pending messages are not in it."""

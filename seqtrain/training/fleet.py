@@ -125,6 +125,7 @@ def run_stage(
     """
     run = _StageRun(server, fleet, connect, stage, desk, monitor)
     due = every_updates
+    server.expect(number for number in sorted(fleet.alive) if desk.has_work(number))
     with _noting_ctrl_c(monitor.wake) as pressed:
         try:
             while not pressed and run.go_on():

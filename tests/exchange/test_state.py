@@ -305,41 +305,6 @@ def test_min_version_waits():
     assert kinds(replies) == [(Ack, 0), (Params, 1)]
 
 
-def test_a_question_is_answered_as_often_as_it_comes_and_gives_one_turn():
-    state = make(num_workers=2, max_staleness=0)
-    for worker in range(2):
-        state.handle(Join(worker, number=0))
-    (answer,) = state.handle(Pull(0, number=1))
-    assert answer.number == 1
-    assert state.handle(Pull(1, number=1)) == []  # the only ticket is out
-    assert kinds(state.handle(Pull(0, number=1))) == [(Params, 0)]
-    assert kinds(state.handle(push(0, 0, 0))) == [(Ack, 0), (Params, 1)]
-    (late,) = state.handle(Pull(0, number=1))
-    assert (late.number, late.version) == (1, 1)
-    assert kinds(state.handle(push(1, 0, 1))) == [(Ack, 1)]  # the late copy holds nobody up
-    assert kinds(state.handle(Pull(1, number=2))) == [(Params, 1)]
-    state.check()
-
-
-def test_a_copy_of_a_join_forgets_nothing_and_a_new_client_begins_to_count():
-    state = make(mode='sync', num_workers=2)
-    for worker in range(2):
-        state.handle(Join(worker, number=0))
-    state.restore(state.snapshot())
-    again = Join(0, fresh=False, number=3)
-    for worker in range(2):
-        state.handle(dataclasses.replace(again, worker=worker))
-    assert state.handle(push(0, 0, 0, generation=1)) == []
-    assert kinds(state.handle(again)) == [(Params, 0)]
-    assert kinds(state.handle(push(1, 0, 0, generation=1))) == [(Ack, 0), (Ack, 1)]
-    state.handle(push(0, 1, 1, generation=1))
-    refusal, welcome = state.handle(Join(0, number=0))
-    assert (refusal.seq, refusal.reason) == (1, Reason.NOT_JOINED)
-    assert welcome.number == 0
-    assert kinds(state.handle(Pull(0, number=1))) == [(Params, 0)]
-    state.check()
-
-
 def test_keep_state_needs_the_same_structure():
     state = make(num_workers=1)
     with pytest.raises(ValueError, match='keep_state=False'):

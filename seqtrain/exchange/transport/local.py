@@ -12,7 +12,7 @@ import operator
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -108,6 +108,16 @@ class LocalServer:
         """Takes a replica to have left: nobody waits for it any more; it may join again."""
         for shard in range(self.partition.num_shards):
             self.deliver(shard, Leave(worker))
+
+    def expect(self, workers: Iterable[int]) -> None:
+        """Lets rounds wait for replicas that are about to join: before a stage, or on resuming.
+
+        Who left is not waited for; without this the first of them to come back goes on alone.
+        """
+        workers = list(workers)
+        with _all(self._locks):
+            for shard in self._shards:
+                shard.expect(workers)
 
     def deliver(self, shard: int, message: Message, sender: LocalChannel | None = None) -> None:
         """Handles one message and mails the replies. Called in the sender's thread.

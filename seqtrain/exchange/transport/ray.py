@@ -20,7 +20,7 @@ import functools
 import operator
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from seqtrain.exchange import eventlog
@@ -227,6 +227,12 @@ class RayServer:
     def expire(self, worker: int) -> None:
         """Takes a replica to have left."""
         self._all('expire', worker)
+
+    def expect(self, workers: Iterable[int]) -> None:
+        """Lets rounds wait for replicas that are about to join, as `LocalServer.expect` does."""
+        workers = list(workers)
+        for actor in self._actors:
+            _insist(actor, 'expect', workers)
 
     def check(self) -> None:
         """Asserts every shard's invariants."""

@@ -198,6 +198,11 @@ class ShardHost:
         """Takes a replica to have left."""
         self._handle(Leave(worker))
 
+    async def expect(self, workers: list[int]) -> None:
+        """Lets rounds wait for replicas that are about to join, also after a crash."""
+        self._state.expect(workers)
+        self._save()
+
     async def set_rule(
         self, rule: optax.GradientTransformation, keep_state: bool, note: str, number: int
     ) -> None:

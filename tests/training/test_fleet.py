@@ -1,0 +1,83 @@
+"""Who is waited for when a stage begins. Replicas that push to a real server, and no more."""
+
+import contextlib
+import threading
+
+import numpy as np
+
+from seqtrain import exchange
+from seqtrain.data.leases import LeaseBook
+from seqtrain.training.fleet import Fleet, run_stage
+from seqtrain.training.leasing import LeaseDesk
+
+ONES = {'w': np.ones(2, np.float32)}
+
+
+class Notes:
+    """What `run_stage` wants of a monitor."""
+
+    def __init__(self):
+        self.updates, self._woken = [], threading.Condition()
+
+    def pushing(self, *what):
+        pass
+
+    def add(self, update):
+        self.updates.append(update)
+
+    def wake(self):
+        with self._woken:
+            self._woken.notify_all()
+
+    def wait_for(self, done):
+        with self._woken:
+            self._woken.wait_for(done)
+
+
+class Pushing:
+    """A replica that pushes ones."""
+
+    wanted, horizon = 1, 0
+
+    def __init__(self, client):
+        self._client, self.next_seq = client, client.next_seq
+
+    def train(self, leases, position, following=()):
+        self._client.push(ONES, self._client.latest().versions)
+        return []
+
+    def finish(self):
+        self._client.flush()
+        return []
+
+
+def test_the_first_round_of_every_stage_waits_for_all_replicas(monkeypatch):
+    pushed, deliver = threading.Event(), exchange.LocalServer.deliver
+
+    def noting(self, shard, message, *sender):
+        deliver(self, shard, message, *sender)
+        if isinstance(message, exchange.Push):
+            pushed.set()
+
+    @contextlib.contextmanager
+    def connect(number, life):
+        if number == 1:
+            assert pushed.wait(30)  # the other one has pushed before this one joins
+        with server.connect(number, life=life) as client:
+            yield Pushing(client)
+
+    monkeypatch.setattr(exchange.LocalServer, 'deliver', noting)
+    policy = exchange.Policy(mode='sync', num_workers=2)
+    fleet = Fleet(2, max_restarts=0)
+    with exchange.LocalServer(ONES, 2, exchange.rules.sgd(1.0), policy) as server:
+        for stage in range(3):
+            if stage == 2:
+                server.restore(server.snapshot())
+            pushed.clear()
+            desk = LeaseDesk(
+                LeaseBook(4, lambda order: [(0, [i]) for i in order], 2), {0, 1}, 2, True
+            )
+            run_stage(server, fleet, connect, f'{stage}', desk, Notes(), every_updates=9,
+                      checkpoint=lambda: False)  # fmt: skip
+            assert server.params().versions.numbers == (stage + 1, stage + 1)
+        server.check()
