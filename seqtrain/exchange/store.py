@@ -111,10 +111,10 @@ class Store:
         self.keep_base = needs_base_params(rule, self.values.size)
 
     def snapshot(self) -> dict[str, Any]:
-        """Owned arrays: values and the leaves of the optimiser state."""
+        """Owned arrays: values and the leaves of the optimiser state, random keys as numbers."""
         return {
             'values': np.array(self.values),
-            'opt_state': [np.array(leaf) for leaf in jax.tree.leaves(self.opt_state)],
+            'opt_state': [np.array(_numbers(leaf)) for leaf in jax.tree.leaves(self.opt_state)],
         }
 
     def restore(self, arrays: dict[str, Any], version: int, structure: str | None = None) -> None:
@@ -135,16 +135,33 @@ class Store:
                 f'{self.shape}: another model or another number of shards.'
             )
         shapes = [np.shape(leaf) for leaf in arrays['opt_state']]
-        if shapes != [leaf.shape for leaf in leaves] or structure not in (None, self.structure):
+        if shapes != [_numbers(leaf).shape for leaf in leaves] or structure not in (
+            None,
+            self.structure,
+        ):
             raise ValueError('The snapshot holds the optimiser state of another rule.')
         self.values = self._put(np.array(arrays['values'], np.float32))
-        state = [np.array(a, b.dtype) for a, b in zip(arrays['opt_state'], leaves, strict=True)]
+        state = [_like(leaf, a) for leaf, a in zip(leaves, arrays['opt_state'], strict=True)]
         self.opt_state = self._put(jax.tree.unflatten(treedef, state))
         self.version = version
         self.history = {}
 
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, self._device)
+
+
+def _numbers(leaf: jax.Array) -> jax.Array:
+    """A random key as its numbers, anything else as it is."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def _like(leaf: jax.Array, numbers: np.ndarray) -> np.ndarray | jax.Array:
+    """The leaf of a state that `_numbers` made these of."""
+    owned = np.array(numbers, _numbers(leaf).dtype)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return owned
+    return jax.random.wrap_key_data(owned, impl=jax.random.key_impl(leaf))
 
 
 class Counter:

@@ -306,8 +306,9 @@ class _Files:
 
     def save(self, snapshot: dict[str, Any]) -> None:
         arrays = snapshot['arrays']
-        named = {f'opt_state_{i}': leaf for i, leaf in enumerate(arrays['opt_state'])}
-        meta = np.frombuffer(json.dumps(snapshot['meta']).encode(), np.uint8)
+        named = {f'opt_state_{i}': _plain(leaf) for i, leaf in enumerate(arrays['opt_state'])}
+        dtypes = {'dtypes': [leaf.dtype.name for leaf in arrays['opt_state']]}
+        meta = np.frombuffer(json.dumps(snapshot['meta'] | dtypes).encode(), np.uint8)
         beside = self._arrays.with_suffix('.writing')
         with open(beside, 'wb') as file:
             np.savez(file, values=arrays['values'], meta=meta, **named)
@@ -317,9 +318,12 @@ class _Files:
 
     def load(self) -> dict[str, Any]:
         with np.load(self._arrays, allow_pickle=False) as saved:
-            count = sum(name.startswith('opt_state_') for name in saved.files)
-            arrays = {
-                'values': saved['values'],
-                'opt_state': [saved[f'opt_state_{i}'] for i in range(count)],
-            }
-            return {'arrays': arrays, 'meta': json.loads(saved['meta'].tobytes())}
+            meta = json.loads(saved['meta'].tobytes())
+            names = enumerate(meta.pop('dtypes'))
+            leaves = [saved[f'opt_state_{i}'].view(np.dtype(name)) for i, name in names]
+            return {'arrays': {'values': saved['values'], 'opt_state': leaves}, 'meta': meta}
+
+
+def _plain(leaf: np.ndarray) -> np.ndarray:
+    """The bits of an array as numbers that the file format knows: it has no bfloat16."""
+    return leaf.view(f'u{leaf.itemsize}') if leaf.dtype.kind == 'V' else leaf
