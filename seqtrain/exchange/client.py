@@ -42,7 +42,7 @@ from seqtrain.exchange.courier import (
     Versions,
 )
 from seqtrain.exchange.faults import FaultPlan, FaultyChannel, InjectedFault
-from seqtrain.exchange.messages import Reject
+from seqtrain.exchange.messages import Reject, versions_under_way
 from seqtrain.exchange.partition import Partition
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class Client:
             retry_s=retry_s,
             codec=codec,
             life=life,
+            keep=versions_under_way(queue_size),
             stop=lambda: self._closing,
             abandon=lambda: self._killed,
         )

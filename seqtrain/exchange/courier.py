@@ -132,6 +132,7 @@ class Courier:
       retry_s: after so long without an answer a message is sent again; None means never.
       codec: 'float32', 'bfloat16' or 'int8': how updates are sent (see `codec`).
       life: how often this replica was started before; an earlier life is refused.
+      keep: how many of the versions that it pulled last it may push from.
       stop: asked while waiting: True abandons pulls (pushes are waited for).
       abandon: asked while waiting: True abandons everything.
     """
@@ -147,6 +148,7 @@ class Courier:
         retry_s: float | None = None,
         codec: str = 'float32',
         life: int = 0,
+        keep: int = 8,
         stop: Callable[[], bool] = lambda: False,
         abandon: Callable[[], bool] = lambda: False,
     ):
@@ -155,7 +157,7 @@ class Courier:
         self.rejections: collections.deque[Reject] = collections.deque(maxlen=100)
         self._channel, self._partition = channel, partition
         self._in_order, self._device, self._retry_s = in_order, device, retry_s
-        self._life = life
+        self._life, self._keep = life, keep
         self._compress = Compressor(codec)
         self._stop, self._abandon = stop, abandon
         self._numbers = itertools.count()
@@ -205,7 +207,7 @@ class Courier:
         return Pull(self.worker, life=self._life, number=next(self._numbers))
 
     def _join_message(self, fresh: bool = True) -> Join:
-        return Join(self.worker, fresh, self._life, next(self._numbers))
+        return Join(self.worker, fresh, self._life, next(self._numbers), self._keep)
 
     def _pushes(
         self, update: Any, versions: Versions, seq: int, facts: Facts

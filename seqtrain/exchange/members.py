@@ -14,7 +14,7 @@ class Member:
     """A replica: the last seq seen, the versions it may still push from, whether it is here.
 
     `step_s` is its last reported time per local step, 0 where unknown; `life` is the one that
-    joined last; `answered` is the newest of its questions that was answered.
+    joined last; `answered` is the newest of its questions that was answered; `keep` as in `Join`.
     """
 
     seq: int = -1
@@ -23,6 +23,7 @@ class Member:
     step_s: float = 0.0
     life: int = 0
     answered: int = -1
+    keep: int = 8
 
 
 def speed(members: Mapping[int, Member], worker: int) -> float:

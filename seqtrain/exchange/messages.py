@@ -42,12 +42,20 @@ class Join:
       fresh: False where the same replica joins again because the shard had forgotten it.
       life: how often the replica has been started: what an earlier life sends is refused.
       number: of the question, see `Pull`; a fresh one begins to count.
+      keep: how many of the versions that it read last it may push from, where a rule needs their
+        values; see `versions_under_way`.
     """
 
     worker: int
     fresh: bool = True
     life: int = 0
     number: int = -1
+    keep: int = 8
+
+
+def versions_under_way(queue_size: int) -> int:
+    """`Join.keep` of a replica with so many pushes under way, each followed by a pull."""
+    return queue_size + 6  # some to spare, for pulls and answers that come twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +215,8 @@ class Event:
       steps: local steps behind the update.
       life: which life of the replica, see `Join`.
       source: 'restored': the generation in which the snapshot was taken; −1 in older logs.
+      source_rules: 'restored': how often the rule had been changed in that generation before the
+        snapshot was taken; −1 in older logs.
     """
 
     kind: str
@@ -226,3 +236,4 @@ class Event:
     steps: int = 1
     life: int = 0
     source: int = -1
+    source_rules: int = -1

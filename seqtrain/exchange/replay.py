@@ -73,8 +73,8 @@ def replay(
     metas = [snapshot['meta'] for snapshot in snapshots or []]
     for store, snapshot, meta in zip(stores, snapshots or [], metas, strict=False):
         store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
-    generations = [int(meta['generation']) for meta in metas] or [0] * num_shards
-    run = _Replay(events, partition, stores, generations, gradient, list(later_rules), codec)
+    eras = [(int(m['generation']), int(m.get('rules', 0))) for m in metas] or [(0, 0)] * num_shards
+    run = _Replay(events, partition, stores, eras, gradient, list(later_rules), codec)
     for event in events:
         run.step(event)
     run.finish()
@@ -93,7 +93,7 @@ class _Replay:
         events: Sequence[Event],
         partition: Partition,
         stores: list[Store],
-        generations: list[int],
+        eras: list[tuple[int, int]],
         gradient: Gradient,
         later_rules: list[tuple[RuleLike, bool]],
         codec: str,
@@ -101,11 +101,11 @@ class _Replay:
         self._partition, self._stores, self._gradient = partition, stores, gradient
         self._rules, self._rule_at = later_rules, [0] * len(stores)
         self._codec, self._compressors = codec, dict[tuple[int, int], Compressor]()
-        self._generation = generations
+        self._era = eras  # by shard (generation, changes of the rule since it began)
         self._values: dict[tuple, Any] = {}
         self._updates: dict[tuple, list[np.ndarray]] = {}
         self._rounds: dict[tuple, list[Push]] = collections.defaultdict(list)
-        self._snapshots: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._snapshots: dict[tuple[int, int, int, int], dict[str, Any]] = {}
         self._begins_anew = _first_after_joins(events)
         pushes = [event for event in events if event.kind in _PUSHES and event.seq >= 0]
         self._round_size = collections.Counter(_round(e) for e in pushes if e.kind == 'applied')
@@ -195,10 +195,12 @@ class _Replay:
     def _keep(self, shard: int) -> None:
         """Keeps a version's values while pushes to come are based on it, or a restart."""
         store = self._stores[shard]
-        key = (shard, store.version, self._generation[shard])
+        generation, changes = self._era[shard]
+        key = (shard, store.version, generation)
         if key in self._last_use:
             self._values[key] = store.values
-        for target in (key, (*key[:2], _UNKNOWN)):
+        for era in ((generation, changes), (generation, _UNKNOWN), (_UNKNOWN, _UNKNOWN)):
+            target = (shard, store.version, *era)
             if target in self._targets:
                 self._snapshots[target] = store.snapshot()
 
@@ -209,6 +211,8 @@ class _Replay:
         rule, keep_state = self._rules[at]
         self._stores[shard].set_rule(shard_rule(rule, self._partition, shard), keep_state)
         self._rule_at[shard] += 1
+        generation, changes = self._era[shard]
+        self._era[shard] = (generation, changes + 1)
         self._keep(shard)
 
     def _restore(self, event: Event) -> None:
@@ -216,7 +220,7 @@ class _Replay:
         if _source(event) not in self._snapshots:
             raise ReplayError(f'Shard {shard} went back to version {version}, never seen before.')
         self._stores[shard].restore(self._snapshots[_source(event)], version)
-        self._generation[shard] = event.generation
+        self._era[shard] = (event.generation, 0)
         self._keep(shard)
 
 
@@ -225,9 +229,9 @@ def _job(event: Event) -> tuple:
     return event.worker, event.life, event.seq, event.bases, event.generations
 
 
-def _source(event: Event) -> tuple[int, int, int]:
-    """(shard, version, generation) of what a shard went back to."""
-    return event.shard, event.version, event.source
+def _source(event: Event) -> tuple[int, int, int, int]:
+    """(shard, version, generation, changes of the rule in it) of what a shard went back to."""
+    return event.shard, event.version, event.source, event.source_rules
 
 
 def _first_after_joins(events: Sequence[Event]) -> set[tuple[tuple, int]]:

@@ -34,6 +34,7 @@ from seqtrain.exchange.messages import (
     Reject,
     Reply,
     answers,
+    versions_under_way,
 )
 from seqtrain.exchange.scenario import Dist, Problem, Result, Scenario
 from seqtrain.exchange.state import ShardState
@@ -268,7 +269,8 @@ class Simulation:
             replica.alive, replica.joined, replica.fresh = True, False, False
             replica.params = {}
             shards = range(self._scenario.num_shards)
-            self._send(replica, {shard: [Join(replica.number)] for shard in shards})
+            join = Join(replica.number, keep=versions_under_way(self._scenario.queue_size))
+            self._send(replica, {shard: [join] for shard in shards})
 
     def _pull(self, replica: _Replica) -> None:
         """Asks for what is missing: in turns where replicas may have to wait for each other."""

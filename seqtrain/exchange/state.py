@@ -10,6 +10,7 @@ What a shard holds, and who may change it (messages through `handle`; `set_rule`
     part        what it is                                    changed by
     store       values, the rule's state, version             an applied push; set_rule, restore
     generation  how often the shard has restarted             restore
+    rules       how often its rule was changed since then     set_rule, restore
     members     who has joined; last seq, versions read       Join, Leave, Pull, Push; restore
     gone        who left: rounds do not wait for them         Join, Leave; expect, restore
     tickets     who may push from where (see `Tickets`)       Join, Pull, Push, Leave; restore
@@ -79,9 +80,6 @@ from seqtrain.exchange.store import Counter, Store
 from seqtrain.exchange.tickets import Tickets
 from seqtrain.exchange.update import apply_round, decoded
 
-KEPT_PULLS = 8
-"""Versions per replica from which it may still push, where a rule needs their values."""
-
 
 class ShardState:
     """One shard. See the module's table for what changes what.
@@ -104,7 +102,7 @@ class ShardState:
         self.store = store
         self.policy = policy or Policy()
         self.shard = shard
-        self.generation = 0
+        self.generation = self.rules = 0
         self.members: dict[int, Member] = {}
         self.gone: set[int] = set()
         self.pending: dict[int, Push] = {}
@@ -161,6 +159,7 @@ class ShardState:
         self._turn_away(Reason.REPLACED if later else Reason.NOT_JOINED, worker)
         self._forget(worker)
         member.present, member.life, member.answered = True, message.life, -1
+        member.keep = message.keep
         self.gone.discard(worker)
         self._log('joined', worker, 'fresh' if message.fresh else 'again')
         self._serve(message)
@@ -281,7 +280,7 @@ class ShardState:
         member.answered = max(member.answered, question.number)
         if self.version not in reading:
             reading.append(self.version)
-            del reading[:-KEPT_PULLS]
+            del reading[: -member.keep]
         stamp = (worker, self.version, self.store.read(), self.generation)
         known = (member.seq, members.speed(self.members, worker))
         self._replies.append(Params(*stamp, *known, question.life, question.number))
@@ -310,11 +309,11 @@ class ShardState:
 
     # -- log --------------------------------------------------------------------------------
 
-    def _log(self, kind: str, worker: int = -1, note: str = '', source: int = -1) -> None:
+    def _log(self, kind: str, worker: int = -1, note: str = '', **source: int) -> None:
         ids = (kind, self.shard, worker, -1, -1, self.version)
         life = self.members[worker].life if worker in self.members else 0
         facts = (0, 0, 0.0, self._now, note, self.generation)
-        self._on_event(Event(*ids, *facts, life=life, source=source))
+        self._on_event(Event(*ids, *facts, life=life, **source))
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
         ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
@@ -335,6 +334,7 @@ class ShardState:
           note: goes into the event log.
         """
         self.store.set_rule(rule, keep_state)
+        self.rules += 1
         self._log('rule', note=note)
 
     def expect(self, workers: Iterable[int]) -> None:
@@ -346,6 +346,7 @@ class ShardState:
         meta = {
             'version': self.version,
             'generation': self.generation,
+            'rules': self.rules,
             'gone': sorted(self.gone),
             'opt_state': self.store.structure,
         } | members.kept(self.members)
@@ -369,13 +370,14 @@ class ShardState:
         self.store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
-        source = int(meta['generation'])
+        source, source_rules = int(meta['generation']), int(meta.get('rules', -1))
         self.generation = max(self.generation, source, int(meta.get('after', 0))) + 1
+        self.rules = 0
         self.pending, self.waiting = {}, {}
         self.gone = {int(worker) for worker in meta['gone']}
         self.members = members.away(meta)
         self.tickets = Tickets(self.tickets.bound)
-        self._log('restored', source=source)
+        self._log('restored', source=source, source_rules=source_rules)
         return self._replies
 
     def check(self) -> None:

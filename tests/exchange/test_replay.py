@@ -134,7 +134,33 @@ def test_a_run_that_went_back_to_an_earlier_future_replays():
         assert_same(server, replay(server.events(), START, 1, rule, again))
 
 
-def test_a_log_from_before_snapshots_were_named_replays(tmp_path):
+@pytest.mark.parametrize('keep_state', [False, True])
+def test_a_run_that_went_back_behind_a_change_of_its_rule_replays(keep_state):
+    first, second = optax.sgd(0.1, momentum=0.9), optax.sgd(0.05, momentum=0.9)
+    with exchange.LocalServer(START, 1, first) as server:
+        pushed(server, [0, 1])
+        before = server.snapshot()
+        for _ in range(2):
+            server.set_rule(second, keep_state=keep_state)
+        after = server.snapshot()
+        server.restore(after)
+        pushed(server, [2])
+        server.restore(before)
+        pushed(server, [3])
+        restored = [event for event in server.events() if event.kind == 'restored']
+        assert [(event.source, event.source_rules) for event in restored] == [(0, 2), (0, 0)]
+        named = iter([0, 1, 2, 3])
+
+        def again(event, params):
+            return gradient(Event('applied', 0, 0, next(named)), params)
+
+        rules_after = [(second, keep_state)] * 2
+        stores = replay(server.events(), START, 1, first, again, later_rules=rules_after)
+        assert_same(server, stores)
+
+
+@pytest.mark.parametrize('fewer', [1, 2])
+def test_a_log_from_before_snapshots_were_named_replays(fewer, tmp_path):
     rule = rules.sgd(0.1, 0.9)
     path = tmp_path / 'events.jsonl'
     with (
@@ -147,10 +173,11 @@ def test_a_log_from_before_snapshots_were_named_replays(tmp_path):
         server.restore(saved)
         record(server, 1, 2, first_seq=3)
         lines = path.read_text().splitlines()
-        shorter = [json.dumps(json.loads(line)[:-1]) for line in lines[1:]]
+        shorter = [json.dumps(json.loads(line)[:-fewer]) for line in lines[1:]]
         path.write_text('\n'.join([lines[0], *shorter]) + '\n')
         events = eventlog.read(path)[1]
-        assert {event.source for event in events} == {-1}
+        assert {event.source_rules for event in events} == {-1}
+        assert fewer == 1 or {event.source for event in events} == {-1}
         assert_same(server, replay(events, START, 2, rule, gradient))
 
 

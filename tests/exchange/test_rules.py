@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqtrain.exchange import Join, Policy, Pull, Push, ShardState, Store, rules
+from seqtrain.exchange import Join, LocalServer, Policy, Pull, Push, ShardState, Store, rules
 
 
 def trace(rule, start, script, frames=None, policy=None):
@@ -283,6 +283,23 @@ def test_a_shard_keeps_old_values_only_for_rules_that_want_them():
         if kept:
             (reply,) = state.handle(Push(1, 9, 3, np.ones(2, np.float32)))
             assert 'no longer kept' in reply.text
+
+
+@pytest.mark.parametrize('queue_size', [2, 16])
+def test_every_push_of_a_full_queue_finds_the_values_that_it_is_based_on(queue_size):
+    start = {'w': np.zeros(2, np.float32)}
+    with (
+        LocalServer(start, 1, rules.dc_asgd(0.1)) as server,
+        server.connect(0, queue_size=queue_size) as client,
+    ):
+        for _ in range(2):
+            versions = client.pull().versions
+            with server.hold(0):
+                for _ in range(queue_size):
+                    client.push({'w': np.ones(2, np.float32)}, versions)
+            client.flush()
+        assert client.rejections == []
+        assert server.params().versions.numbers == (2 * queue_size,)
 
 
 MADE = {
