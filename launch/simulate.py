@@ -57,7 +57,7 @@ flags.DEFINE_float('bandwidth_spread', 0.0, "σ of the logarithm of the replicas
 flags.DEFINE_float('apply_s', 1e-3, 'How long a shard is busy with a push.')
 flags.DEFINE_float('replica_mtbf_s', float('inf'), 'Mean time between deaths of a replica.')
 flags.DEFINE_float('shard_mtbf_s', float('inf'), 'Mean time between deaths of a shard.')
-flags.DEFINE_float('backups', 0.05, 'Share of replicas that a round does without.')
+flags.DEFINE_float('backups', 0.05, 'Share of replicas that a round does without; at least one.')
 flags.DEFINE_integer('max_staleness', None, 'Bound τ of the asynchronous run, by waiting.')
 flags.DEFINE_bool('overlap', False, 'Compute while the exchange goes on.')
 flags.DEFINE_float('learning_rate', 0.3, 'Of the toy, divided by max(1, staleness).')
@@ -73,7 +73,9 @@ def policy(mode: str) -> Policy:
     workers = FLAGS.workers
     if mode == 'async':
         return Policy(num_workers=workers, max_staleness=FLAGS.max_staleness)
-    quorum = max(1, round(workers * (1 - FLAGS.backups))) if mode == 'backup' else None
+    quorum = None
+    if mode == 'backup':
+        quorum = max(1, min(workers - 1, round(workers * (1 - FLAGS.backups))))
     return Policy(mode='sync', num_workers=workers, quorum=quorum)
 
 

@@ -30,8 +30,10 @@ class Dist:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f'{self.kind!r} is no distribution; choose one of {KINDS}.')
-        if self.mean < 0 or self.spread < 0 or (self.kind == 'uniform' and self.spread > 1):
-            raise ValueError(f'{self} would give negative numbers.')
+        if not (self.mean >= 0 and self.spread >= 0) or (
+            self.kind == 'uniform' and self.spread > 1
+        ):
+            raise ValueError(f'{self} would give negative numbers, or none at all.')
 
     def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """f64[size]."""
@@ -56,7 +58,8 @@ class Scenario:
       slowness: factor on a replica's `step_s`, drawn once per replica.
       slow: (replica, factor) pairs on top of that.
       latency_s: one way; a push and the pull after it travel together.
-      bandwidth: bytes per second of a replica's line, either way; drawn once per replica.
+      bandwidth: bytes per second of a replica's line in each direction, for all shards together;
+        drawn once per replica.
       size: parameters in all (4 bytes each).
       num_shards: shards.
       apply_s: how long a shard is busy with one push, serve_s: with one pull.
@@ -92,15 +95,19 @@ class Scenario:
     sample_s: float = 10.0
 
     def __post_init__(self):
-        above = ('duration_s', 'size', 'num_shards', 'replica_mtbf_s', 'shard_mtbf_s', 'sample_s')
-        for name in above:
+        for name in _ABOVE_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f'{name} is {getattr(self, name)}; it must be above 0.')
+        for name in _FROM_0:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be 0 or above.')
         if not np.isfinite(self.duration_s):
             raise ValueError('duration_s is infinite; a simulation needs an end.')
-        if not self.bandwidth.mean > 0 or self.apply_s < 0:
-            raise ValueError('The mean bandwidth must be above 0, and apply_s not below.')
-        if not self.step_s.mean + self.latency_s.mean + self.apply_s > 0:
+        if not self.bandwidth.mean > 0:
+            raise ValueError('The mean bandwidth must be above 0.')
+        if self.num_shards > self.size:
+            raise ValueError(f'num_shards is {self.num_shards} for {self.size} parameters.')
+        if not self.step_s.mean * self.slowness.mean + self.latency_s.mean + self.apply_s > 0:
             raise ValueError('Steps, messages and shards that all take no time: nothing ever ends.')
         for replica, factor in self.slow:
             if not 0 <= replica < self.policy.num_workers or not 0 < factor < float('inf'):
@@ -108,6 +115,13 @@ class Scenario:
                     f'slow={replica}:{factor}; give a replica from 0 to '
                     f'{self.policy.num_workers - 1} and a positive factor.'
                 )
+
+
+_ABOVE_0 = (
+    'duration_s', 'size', 'num_shards', 'queue_size', 'replica_mtbf_s', 'shard_mtbf_s',
+    'checkpoint_s', 'sample_s',
+)  # fmt: skip
+_FROM_0 = ('apply_s', 'serve_s', 'restart_s', 'lease_s', 'shard_restart_s')
 
 
 class Problem(Protocol):

@@ -56,7 +56,10 @@ class _Draws:
 
 @dataclasses.dataclass
 class _Replica:
-    """A simulated replica. `life` counts its incarnations: events of an earlier one are void."""
+    """A simulated replica. `life` counts its incarnations: events of an earlier one are void.
+
+    `line_free_s`: when all values that are on their way to it will have come in.
+    """
 
     number: int
     slowness: float
@@ -76,6 +79,7 @@ class _Replica:
     params: dict[int, Params] = dataclasses.field(default_factory=dict)
     generations: tuple[int, ...] = ()
     busy_s: float = 0.0
+    line_free_s: float = 0.0
 
 
 class Simulation:
@@ -218,12 +222,13 @@ class Simulation:
     def _reply(self, shard: int, replies: list[Reply]) -> None:
         s = self._scenario
         for reply in replies:
-            travel_s = self._latency_s()
-            if isinstance(reply, Params):
-                line = self._replicas[reply.worker].bandwidth
-                travel_s += 4 * s.size / s.num_shards / line
-            life = self._replicas[reply.worker].life
-            self._at(self._now + travel_s, self._receive, shard, reply, life)
+            replica = self._replicas[reply.worker]
+            arrival = self._now + self._latency_s()
+            if isinstance(reply, Params):  # the shards' values come in one after the other
+                arrival = max(arrival, replica.line_free_s)
+                arrival += 4 * s.size / s.num_shards / replica.bandwidth
+                replica.line_free_s = arrival
+            self._at(arrival, self._receive, shard, reply, replica.life)
 
     def _receive(self, shard: int, reply: Reply, life: int) -> None:
         replica = self._replicas[reply.worker]
@@ -336,6 +341,7 @@ class Simulation:
         replica.alive = replica.computing = replica.joined = False
         replica.queue.clear()
         replica.asked, replica.answers, replica.params = {}, {}, {}
+        replica.line_free_s = 0.0
         self._at(self._now + s.restart_s, self._join, replica, replica.life)
         if s.lease_s < s.restart_s:
             for shard in range(s.num_shards):

@@ -159,9 +159,19 @@ def test_impossible_scenarios_are_refused():
         ({'step_s': Dist(mean=0.0), 'latency_s': Dist(mean=0.0), 'apply_s': 0.0}, 'no time'),
         ({'slow': ((-1, 2.0),)}, 'slow=-1'),
         ({'slow': ((99, 2.0),)}, 'slow=99'),
+        ({'queue_size': 0}, 'queue_size is 0; it must be above 0'),
+        ({'checkpoint_s': 0.0}, 'checkpoint_s is 0.0; it must be above 0'),
+        ({'serve_s': -1.0}, 'serve_s is -1.0; it must be 0 or above'),
+        ({'apply_s': float('nan')}, 'apply_s is nan'),
+        ({'restart_s': -5.0}, 'restart_s is -5.0'),
+        ({'lease_s': -1.0}, 'lease_s is -1.0'),
+        ({'shard_restart_s': -100.0}, 'shard_restart_s is -100.0'),
+        ({'num_shards': 1001}, 'num_shards is 1001 for 1000'),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(CLOCKWORK, **change)
+    with pytest.raises(ValueError, match='none at all'):
+        Dist('constant', float('nan'))
     with pytest.raises(ValueError, match='neither'):
         Simulation(CLOCKWORK, rules.sgd(0.1))
 
@@ -174,6 +184,22 @@ def test_replicas_on_slow_lines_push_less_often():
     drawn = lines.draw(np.random.default_rng((scenario.seed, 3)), 4)
     expected = 100.0 / (1.0 + 2 * 4e4 / drawn)
     np.testing.assert_allclose(np.bincount(result.worker), expected, rtol=0.05, atol=1)
+
+
+@pytest.mark.parametrize('num_shards', [1, 4])
+def test_all_shards_share_a_replicas_line(num_shards):
+    scenario = Scenario(
+        Policy(num_workers=1),
+        duration_s=10.0,
+        step_s=Dist('constant', 1.0),
+        latency_s=Dist('constant', 0.0),
+        bandwidth=Dist('constant', 4e6),
+        num_shards=num_shards,
+        apply_s=0.0,
+        serve_s=0.0,
+    )
+    # All values come in one second, then comes a step, then the first shard's part of the push.
+    assert Simulation(scenario).run().time_s[0] == pytest.approx(1 + 1 + 1 / num_shards)
 
 
 def test_ten_thousand_replicas():
@@ -200,6 +226,7 @@ def test_the_script_ends_with_json(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     numbers = json.loads(done.stdout.strip().splitlines()[-1])
     assert numbers['async']['pushes_per_s'] > numbers['sync']['pushes_per_s'] > 0
+    assert numbers['backup']['pushes_per_s'] > 2 * numbers['sync']['pushes_per_s']
     assert (tmp_path / 'simulation.png').exists()
 
 
