@@ -1,9 +1,11 @@
 """Smaller pushes: bfloat16 or int8 on the wire, with the rounding error kept for the next push.
 
 Error feedback (Seide et al. 2014, "1-bit SGD", Interspeech): what rounding took from this push is
-added to the next one, so that no part of a gradient is lost, only late. It is the replica's own
-state; a shard decodes what arrives and sees f32. It begins anew where the replica joins a shard:
-nobody knows which of its pushes a shard that restarts has seen.
+added to the next one, so that no part of the gradients that are applied is lost, only late. A push
+that is refused takes with it what those before it had left, and leaves its own rounding error to
+the next one. The feedback is the replica's own state; a shard decodes what arrives and sees f32. It
+begins anew where the replica joins a shard: nobody knows which of its pushes a shard that restarts
+has seen.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def decode(update: np.ndarray | Encoded) -> np.ndarray:
             f'{list(update.scale.shape)} is no encoding of this exchange.'
         )
     scale = np.repeat(update.scale.astype(np.float32), BLOCK)[: len(update.data)]
-    return update.data * scale
+    with np.errstate(over='ignore', invalid='ignore'):  # who takes it looks whether it is finite
+        return update.data * scale
 
 
 class Compressor:
@@ -92,7 +95,8 @@ class Compressor:
             update = update + self._errors[shard]
         encoded = encode(update, self.kind)
         if self._feedback and np.isfinite(update).all():
-            self._errors[shard] = update - decode(encoded)
+            sent = decode(encoded)  # rounding up may have made the largest of numbers infinite
+            self._errors[shard] = np.where(np.isfinite(sent), update - sent, 0)
         return encoded
 
     def forget(self, shard: int) -> None:

@@ -66,16 +66,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], list[Event]]:
     Raises:
       EventLogError: a line in the middle is damaged; the message says which.
     """
-    with open(path, encoding='utf-8') as file:
-        lines = file.read().split('\n')
-    if lines and lines[-1] == '':
-        lines.pop()
-    else:
-        lines = lines[:-1]  # torn: its newline never came
+    with open(path, 'rb') as file:
+        lines = file.read().split(b'\n')[:-1]  # what has no newline is torn
     header, events = {}, []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode('utf-8'))
             if isinstance(record, dict):
                 header = record['header']
                 continue

@@ -10,6 +10,10 @@ from seqtrain.exchange.codec import Encoded, decode
 from seqtrain.exchange.messages import Push, Reason
 from seqtrain.exchange.store import Counter, Store
 
+_F32 = np.finfo(np.float32)
+_SMALLEST, _LARGEST = float(_F32.smallest_normal), float(_F32.max)
+"""Rules take frames as f32, where less is 0 and more is infinite."""
+
 
 def decoded(push: Push) -> Push:
     """The push with its update as f32[n]; as it is where that cannot be."""
@@ -33,7 +37,7 @@ def malformed(push: Push, shape: tuple[int, ...]) -> tuple[Reason, str] | None:
         return Reason.SHAPE, f'has shape {update.shape}, expected {shape}'
     if not all_finite(update):
         return Reason.NON_FINITE, 'contains NaN or infinity; skip that batch'
-    if not 0 < push.frames < float('inf'):
+    if not _SMALLEST <= push.frames <= _LARGEST:
         return Reason.FRAMES, f'counts {push.frames} frames; give a positive number'
     if not 0 <= push.step_s < float('inf'):
         return Reason.STEP_TIME, f'took {push.step_s} s per step; give 0 where it was not measured'

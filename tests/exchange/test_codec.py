@@ -56,6 +56,21 @@ def test_non_finite_updates_are_refused_and_do_not_poison_the_feedback(kind, bad
     assert np.isfinite(decode(compress(0, np.ones(3, np.float32)))).all()
 
 
+@pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
+def test_what_rounding_makes_infinite_does_not_poison_the_feedback(kind):
+    compress = Compressor(kind)
+    largest = np.array([np.finfo(np.float32).max, 1.0], np.float32)
+    assert np.isinf(decode(compress(0, largest))[0])
+    assert np.isfinite(decode(compress(0, np.ones(2, np.float32)))).all()
+
+
+def test_an_overflow_leaves_the_feedback_of_the_others():
+    compress, small = Compressor('bfloat16'), 2.0**-9
+    compress(0, np.array([np.finfo(np.float32).max, 1 + small], np.float32))
+    sent = decode(compress(0, np.array([1.0, small], np.float32)))
+    np.testing.assert_array_equal(sent, [1.0, 2 * small])
+
+
 @pytest.mark.parametrize(
     'damaged',
     [

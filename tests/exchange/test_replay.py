@@ -276,14 +276,15 @@ def test_a_log_of_another_run_is_refused():
             replay(server.events(), START, 3, rule, gradient)
 
 
-def test_a_torn_last_line_is_dropped_and_the_log_goes_on(tmp_path):
+@pytest.mark.parametrize('torn', [b'', b'\xff\x00\xfe'])
+def test_a_torn_last_line_is_dropped_and_the_log_goes_on(torn, tmp_path):
     path = tmp_path / 'events.jsonl'
     events = [Event('applied', 0, 1, seq, version=seq, bases=(3, 4)) for seq in range(3)]
     with EventLog(path, {'seed': 1}) as log:
         for event in events[:2]:
             log.append(event)
     with open(path, 'ab') as file:
-        file.write(b'["applied", 0, 1')
+        file.write(b'["applied", 0, 1' + torn)
     assert eventlog.read(path)[1] == events[:2]
     with EventLog(path) as log:
         log.append(events[2])
@@ -308,9 +309,10 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text(path.read_text().replace('["applied"', '["appl'))
     with pytest.raises(eventlog.EventLogError, match='line 2 is damaged'):
         eventlog.read(path)
-    path.write_text('{"header": {}}\n["applied", 0]\n')
-    with pytest.raises(eventlog.EventLogError, match='line 2 is damaged'):
-        eventlog.read(path)
+    for line in (b'["applied", 0]', b'["applied\xff", 0]', b'\x00\x00\x00\x00'):
+        path.write_bytes(b'{"header": {}}\n' + line + b'\n')
+        with pytest.raises(eventlog.EventLogError, match='line 2 is damaged'):
+            eventlog.read(path)
 
 
 def test_a_torn_header_is_written_again(tmp_path):

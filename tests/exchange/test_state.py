@@ -85,6 +85,19 @@ def test_large_finite_updates_are_finite():
     assert isinstance(reply, Ack)
 
 
+@pytest.mark.parametrize('frames', [1e39, 1e-46, 1e-40])
+def test_frames_that_single_precision_cannot_count_are_refused(frames):
+    rule = rules.chain(rules.scale_by_frames(), rules.sgd(1.0))
+    state = ShardState(Store(np.zeros(2), rule), Policy())
+    state.handle(Join(0))
+    (reply,) = state.handle(push(0, 0, 0, frames=frames))
+    assert reply.reason is Reason.FRAMES
+    for seq, fits in enumerate((3e38, 1.0, 2e-38)):
+        (reply,) = state.handle(push(0, seq, seq, frames=fits))
+        assert isinstance(reply, Ack)
+        assert np.isfinite(state.store.values).all()
+
+
 def test_something_that_is_no_message_is_a_type_error():
     with pytest.raises(TypeError, match='no message'):
         make().handle('pull')
