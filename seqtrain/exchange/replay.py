@@ -73,7 +73,8 @@ def replay(
     metas = [snapshot['meta'] for snapshot in snapshots or []]
     for store, snapshot, meta in zip(stores, snapshots or [], metas, strict=False):
         store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
-    eras = [(int(m['generation']), int(m.get('rules', 0))) for m in metas] or [(0, 0)] * num_shards
+    eras = [(int(meta['generation']), int(meta.get('rule_changes', 0))) for meta in metas]
+    eras = eras or [(0, 0)] * num_shards
     run = _Replay(events, partition, stores, eras, gradient, list(later_rules), codec)
     for event in events:
         run.step(event)

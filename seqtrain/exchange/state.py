@@ -10,7 +10,7 @@ What a shard holds, and who may change it (messages through `handle`; `set_rule`
     part        what it is                                    changed by
     store       values, the rule's state, version             an applied push; set_rule, restore
     generation  how often the shard has restarted             restore
-    rules       how often its rule was changed since then     set_rule, restore
+    changes     how often its rule was changed since then     set_rule, restore
     members     who has joined; last seq, versions read       Join, Leave, Pull, Push; restore
     gone        who left: rounds do not wait for them         Join, Leave; expect, restore
     tickets     who may push from where (see `Tickets`)       Join, Pull, Push, Leave; restore
@@ -102,7 +102,7 @@ class ShardState:
         self.store = store
         self.policy = policy or Policy()
         self.shard = shard
-        self.generation = self.rules = 0
+        self.generation = self.changes = 0
         self.members: dict[int, Member] = {}
         self.gone: set[int] = set()
         self.pending: dict[int, Push] = {}
@@ -309,11 +309,13 @@ class ShardState:
 
     # -- log --------------------------------------------------------------------------------
 
-    def _log(self, kind: str, worker: int = -1, note: str = '', **source: int) -> None:
+    def _log(
+        self, kind: str, worker: int = -1, note: str = '', source: tuple[int, int] = (-1, -1)
+    ) -> None:
         ids = (kind, self.shard, worker, -1, -1, self.version)
         life = self.members[worker].life if worker in self.members else 0
         facts = (0, 0, 0.0, self._now, note, self.generation)
-        self._on_event(Event(*ids, *facts, life=life, **source))
+        self._on_event(Event(*ids, *facts, life=life, source=source[0], source_rules=source[1]))
 
     def _log_push(self, kind: str, push: Push, age: int, note: str = '') -> None:
         ids = (kind, self.shard, push.worker, push.seq, push.base_version, self.version)
@@ -334,7 +336,7 @@ class ShardState:
           note: goes into the event log.
         """
         self.store.set_rule(rule, keep_state)
-        self.rules += 1
+        self.changes += 1
         self._log('rule', note=note)
 
     def expect(self, workers: Iterable[int]) -> None:
@@ -346,7 +348,7 @@ class ShardState:
         meta = {
             'version': self.version,
             'generation': self.generation,
-            'rules': self.rules,
+            'rule_changes': self.changes,
             'gone': sorted(self.gone),
             'opt_state': self.store.structure,
         } | members.kept(self.members)
@@ -370,14 +372,14 @@ class ShardState:
         self.store.restore(snapshot['arrays'], int(meta['version']), meta.get('opt_state'))
         self._now, self._replies = now, []
         self._turn_away(Reason.GENERATION)
-        source, source_rules = int(meta['generation']), int(meta.get('rules', -1))
-        self.generation = max(self.generation, source, int(meta.get('after', 0))) + 1
-        self.rules = 0
+        source = int(meta['generation']), int(meta.get('rule_changes', -1))
+        self.generation = max(self.generation, source[0], int(meta.get('after', 0))) + 1
+        self.changes = 0
         self.pending, self.waiting = {}, {}
         self.gone = {int(worker) for worker in meta['gone']}
         self.members = members.away(meta)
         self.tickets = Tickets(self.tickets.bound)
-        self._log('restored', source=source, source_rules=source_rules)
+        self._log('restored', source=source)
         return self._replies
 
     def check(self) -> None:

@@ -161,7 +161,7 @@ def _like(leaf: jax.Array, numbers: np.ndarray) -> np.ndarray | jax.Array:
     owned = np.array(numbers, _numbers(leaf).dtype)
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return owned
-    return jax.random.wrap_key_data(owned, impl=jax.random.key_impl(leaf))
+    return jax.random.wrap_key_data(jax.device_put(owned), impl=jax.random.key_impl(leaf))
 
 
 class Counter:

@@ -306,7 +306,9 @@ class _Files:
 
     def save(self, snapshot: dict[str, Any]) -> None:
         arrays = snapshot['arrays']
-        named = {f'opt_state_{i}': _plain(leaf) for i, leaf in enumerate(arrays['opt_state'])}
+        named: dict[str, Any] = {
+            f'opt_state_{i}': _plain(leaf) for i, leaf in enumerate(arrays['opt_state'])
+        }
         dtypes = {'dtypes': [leaf.dtype.name for leaf in arrays['opt_state']]}
         meta = np.frombuffer(json.dumps(snapshot['meta'] | dtypes).encode(), np.uint8)
         beside = self._arrays.with_suffix('.writing')
