@@ -39,6 +39,11 @@ def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
     return config
 
 
+def complete(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's own config with the fields that came later."""
+    return from_json(values).to_dict()
+
+
 def section(cls: type[T], config: ml_collections.ConfigDict, **extra: Any) -> T:
     """Builds the frozen dataclass `cls` from a section of the config and `extra` fields.
 

@@ -34,6 +34,7 @@ from seqtrain.training import (
     start,
     steps,
 )
+from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.fleet import Connect, Fleet, ReplicaLike, run_stage
@@ -68,7 +69,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
 
 
 def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
-    with Workdir(path, config.to_dict()) as workdir:
+    with Workdir(path, config.to_dict(), config_lib.complete) as workdir:
         devices.record_machine(workdir.path)
         before = {}
         if start.needs_monophones(config):

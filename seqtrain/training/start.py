@@ -179,13 +179,12 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
         raise WorkdirError(f'config.start_from: {source} holds no run.')
     before = config_lib.from_json(json.loads((source / 'config.json').read_text()))
     _check_same(config, before)
+    _check_phones(config, source)
     if is_tied(config) and folder.resolve() != source.resolve():
         (folder / _TYING).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / _TYING, folder / _TYING)
     begun = resume(config, folder)
     params, position = recognizer.trained(before, source, begun.params)
-    if len(position.labels) != begun.data.output_lengths.sum():
-        raise WorkdirError(f'config.start_from: {source} was trained on other utterances.')
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
     return dataclasses.replace(begun, params=params, labels=labels)
 
@@ -207,7 +206,16 @@ def newest_labels(
       config, folder, position: the run's; its newest checkpoint.
       data, network: in that run's topology.
       params: any parameters of the network, for their shapes.
+
+    Raises:
+      WorkdirError: they belong to other recordings or transcripts.
     """
+    lengths = data.output_lengths.sum()
+    if position.data not in (0, data.checksum) or len(position.labels) != lengths:
+        raise WorkdirError(
+            f'{folder} was trained on other utterances or transcripts, to which its alignments '
+            'belong: put them back, or begin another run without it.'
+        )
     labels = data.by_utterance(position.labels)
     if not config.exchange.ray_replicas:
         return labels
@@ -237,6 +245,19 @@ def _check_same(config: ml_collections.ConfigDict, before: ml_collections.Config
                     f'config.{part}.{name} is {value!r}, but {other!r} in '
                     f'{config.start_from}: set it to the same, or start from another run.'
                 )
+
+
+def _check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> None:
+    """Outputs are states of phones by number: the names and their order must be the same."""
+    phones = assembly.load_lexicon(config.data).phones
+    before = recognizer.ModelFiles.read(source / 'model').phones
+    if phones != before:
+        first = next((p for p in (*phones, *before) if (p in phones) != (p in before)), None)
+        why = 'in another order' if first is None else f'{first} is in one of them only'
+        raise WorkdirError(
+            f'config.data.lexicon has other phones than the run in {source} ({why}): take '
+            'one with the same phones, or start from another run.'
+        )
 
 
 def tie(

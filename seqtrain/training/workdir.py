@@ -15,6 +15,7 @@ aligners/        parameters that aligned, where replicas are Ray actors
 import fcntl
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 
@@ -28,14 +29,20 @@ class Workdir:
     Args:
       path: the folder; made when missing.
       config: the resolved config as plain JSON types, or None to take the folder's own.
+      complete: gives the folder's own config the fields that came after it.
 
     Raises:
       WorkdirError: another process runs there, or the folder belongs to another config.
     """
 
-    def __init__(self, path: str | pathlib.Path, config: dict[str, Any] | None):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        config: dict[str, Any] | None,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ):
         self.path = pathlib.Path(path)
-        self._config = config
+        self._config, self._complete = config, complete
         self._lock: Any = None
 
     def __enter__(self) -> 'Workdir':
@@ -77,11 +84,11 @@ class Workdir:
         file = self.path / 'config.json'
         if self._config is None:
             return
-        wanted = json.loads(json.dumps(self._config))
+        wanted = _plain(self._config)
         if not file.exists():
             write_json(file, wanted, sort_keys=True)
             return
-        changed = sorted(_differences(self.config, wanted))
+        changed = sorted(_differences(_plain(self._complete(self.config)), wanted))
         if changed:
             raise WorkdirError(
                 f'{self.path} belongs to a run with another config; it differs in '
@@ -109,6 +116,11 @@ def read_json(file: pathlib.Path) -> Any:
         raise WorkdirError(
             f'{file} is damaged ({error}). Delete it and run again: what can be is made anew.'
         ) from None
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it, without tuples."""
+    return json.loads(json.dumps(config))
 
 
 def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:

@@ -1,5 +1,6 @@
 """Tied states: a monophone run first, its end the beginning of the next, at any interruption."""
 
+import dataclasses
 import json
 
 import jax
@@ -200,12 +201,47 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     [
         ({'model__num_hidden': 8}, 'model.num_hidden is 8, but 16'),
         ({'data__max_train': 6}, 'other utterances'),
+        ({'data__lexicon': 'renamed.txt'}, r'lexicon has other phones.*is in one of them only'),
+        ({'data__lexicon': 'more.txt'}, r'lexicon has other phones.*\(QQ is in one'),
         ({'start_from': 'nowhere'}, 'holds no run'),
     ],
 )
-def test_a_run_that_cannot_go_on(make_config, tmp_path, change, reason):
+def test_a_run_that_cannot_go_on(make_config, tmp_path, monkeypatch, change, reason):
+    monkeypatch.chdir(tmp_path)
     short = {**SHORT, 'sequence__updates': 0}
     experiment.run(make_config(**short), tmp_path / 'ce', quiet=True)
+    _lexicons(make_config(), tmp_path)
     config = make_config(**{'start_from': str(tmp_path / 'ce'), **change})
     with pytest.raises(WorkdirError, match=reason):
         experiment.run(config, tmp_path / 'next', quiet=True)
+
+
+def _lexicons(config, folder):
+    """The corpus's lexicon with a phone renamed, and with one more."""
+    rows = assembly.load_lexicon(config.data)
+    rows.write(folder / 'more.txt')
+    lines = (folder / 'more.txt').read_text().splitlines()
+    last = rows.phones[-1]
+    renamed = [' '.join('PP' if p == last else p for p in line.split()) for line in lines]
+    (folder / 'renamed.txt').write_text('\n'.join(renamed) + '\n')
+    (folder / 'more.txt').write_text('\n'.join([*lines, 'more QQ']) + '\n')
+
+
+@pytest.mark.parametrize('change', [{'start_from': 'mono'}, TREE])
+def test_alignments_of_other_transcripts_are_not_taken_over(
+    make_config, tmp_path, monkeypatch, change
+):
+    monkeypatch.chdir(tmp_path)
+    config = make_config(**{**SHORT, 'bootstrap__updates': 2, 'sequence__updates': 2, **change})
+    mono = start.monophone_config(config)
+    mono.start_from = ''
+    experiment.run(mono, tmp_path / start.MONO, quiet=True)
+    real = assembly.load_split
+
+    def changed(data, split):
+        first, *rest = real(data, split)
+        return [dataclasses.replace(first, text=rest[0].text), *rest]
+
+    monkeypatch.setattr(assembly, 'load_split', changed)
+    with pytest.raises(WorkdirError, match='mono was trained on other utterances or transcripts'):
+        experiment.run(config, tmp_path, quiet=True)

@@ -1,7 +1,10 @@
 """The run's folder refuses a second run and another config, and says which field."""
 
+import json
+
 import pytest
 
+from seqtrain.training import config as config_lib
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 
@@ -37,3 +40,25 @@ def test_tuples_in_a_config_equal_their_json_form(tmp_path):
 def test_an_empty_folder_has_no_config(tmp_path):
     with pytest.raises(WorkdirError, match='Train first'), Workdir(tmp_path / 'new', None):
         pass
+
+
+def test_fields_that_came_after_a_run_have_their_defaults(tmp_path):
+    def complete(old):
+        return {'speeds': (1.0,), 'dev': '', **old}
+
+    with Workdir(tmp_path, {'updates': 1}):
+        pass
+    with Workdir(tmp_path, {'updates': 1, 'speeds': (1.0,), 'dev': ''}, complete):
+        pass
+    with (
+        pytest.raises(WorkdirError, match=r'differs in dev\.'),
+        Workdir(tmp_path, {'updates': 1, 'speeds': (1.0,), 'dev': 'test'}, complete),
+    ):
+        pass
+
+
+def test_a_config_of_before_a_field_was_there_is_completed():
+    whole = config_lib.default().to_dict()
+    old = json.loads(json.dumps(whole))
+    del old['data']['dev'], old['lattice']
+    assert json.dumps(config_lib.complete(old)) == json.dumps(whole)
