@@ -5,12 +5,34 @@ is what the layers below receive; a field that a dataclass does not have is an e
 """
 
 import dataclasses
+import functools
 from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
 T = TypeVar('T')
+
+_LEAST = {
+    'seed': 0,
+    'data.max_train': 0,
+    'data.max_dev': 0,
+    'data.max_test': 0,
+    'graph.num_tied': 1,
+    'graph.min_count': 0,
+    'graph.word_lm_order': 0,
+    'model.subsampling': 1,
+    'exchange.max_restarts': 0,
+    'exchange.clip_norm': 0,
+    'bootstrap.mono_rounds': 0,
+    'bootstrap.mono_updates': 0,
+    'bootstrap.rounds': 0,
+    'bootstrap.updates': 0,
+    'sequence.updates': 0,
+    'sequence.leaky': 0,
+    'checkpoint.every_updates': 1,
+    'checkpoint.keep': 1,
+}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -37,6 +59,28 @@ def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
     with config.unlocked():
         config.update(ml_collections.ConfigDict(values, convert_dict=True))
     return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a number out of its range that no other check would name in time."""
+    for name, least in _LEAST.items():
+        value = _value(config, name)
+        if not value >= least:
+            raise ValueError(f'config.{name} is {value}: it must be at least {least}.')
+    if not 0 <= config.model.dropout < 1:
+        raise ValueError(
+            f'config.model.dropout is {config.model.dropout}: it must be at least 0 and below 1.'
+        )
+    if not config.decode.ce_acoustic_scale > 0:
+        raise ValueError(
+            f'config.decode.ce_acoustic_scale is {config.decode.ce_acoustic_scale}: it must be '
+            'above 0.'
+        )
+
+
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+    """A field by its name with dots."""
+    return functools.reduce(getattr, name.split('.'), config)
 
 
 def complete(values: dict[str, Any]) -> dict[str, Any]:

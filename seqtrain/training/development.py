@@ -1,9 +1,10 @@
 """Looks at a development set while the sequence criterion trains: when to stop, what to go back to.
 
 On little data a sequence criterion goes on rising after the error rate has begun to. With
-`config.data.dev` every checkpoint of the sequence stage is decoded, and the stage ends with the
-parameters that had the fewest word errors; with `config.sequence.patience` it ends after so many
-looks in a row that were no better than the best one.
+`config.data.dev` the network that the sequence stage begins with is decoded, and every checkpoint
+of the stage, all at `config.decode.acoustic_scale`; the stage ends with the parameters that had the
+fewest word errors. With `config.sequence.patience` it ends after so many looks in a row that were
+no better than the best one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import ml_collections
 
 from seqtrain.data.features import FeatureSet
+from seqtrain.data.utterance import Skipped
 from seqtrain.decoding import score_wer
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.evaluate import Evaluator, test_set
@@ -139,15 +141,20 @@ class Development:
         assert position.updates == self.best.updates
         return position
 
-    def summary(self) -> dict[str, Any]:
-        """For the last line of JSON."""
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Utterances that could not be used; their words count as deleted."""
+        return self._features.skipped
+
+    def summary(self, to_the_end: bool) -> dict[str, Any]:
+        """For the last line of JSON; `to_the_end`: no update of the run was left out."""
         if not self.looks:
             return {}
         best = self.best
         return {
             'wer_dev': best.wer,
             'best_update': best.updates,
-            'stopped_early': self.over,
+            'stopped_early': self.over and not to_the_end,
         }
 
     def close(self) -> None:

@@ -60,6 +60,8 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
       WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says what to do.
       KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
     """
+    config_lib.check(config)
+    start.check(config)
     serving.check(config)
     lattice_stage.check(config)
     development.check(config)
@@ -90,6 +92,8 @@ def _monophone_run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet:
     """The run before one with tied states, or its result where it has ended."""
     if (path / 'result.json').is_file():
         return read_json(path / 'result.json')
+    if config.data.dev:
+        assembly.load_split(config.data, 'dev')  # that run does not look whether it is there
     return _run(start.monophone_config(config), path, quiet)
 
 
@@ -251,14 +255,16 @@ class Experiment:
             self._completed = done_before + done
             return self._save(leases, self._completed >= stage.updates and looks is None)
 
-        def look(position: Position) -> bool:
-            if looks is None:
-                return False
-            looks.look(position, recognizer.params_of(position, self._params))
-            return looks.over
+        def over() -> bool:
+            """Saves a checkpoint; looks at it, too, unless looks have already ended the stage."""
+            position = save()
+            if looks is not None and not looks.over:
+                looks.look(position, recognizer.params_of(position, self._params))
+            return looks is not None and looks.over
 
         try:
-            if looks is None or not looks.over:
+            # The first look is at what the stage begins with, or goes on from after a break.
+            if looks is None or not over():
                 run_stage(
                     self.server,
                     self.fleet,
@@ -267,13 +273,12 @@ class Experiment:
                     desk,
                     self.monitor,
                     every_updates=self.config.checkpoint.every_updates,
-                    checkpoint=lambda: look(save()),
+                    checkpoint=over,
                 )
         finally:
             last = save()
         if looks is not None:
-            if not looks.over:
-                look(last)
+            over()
             self._go_back(looks.kept())
             self._save(last.leases, True)
 

@@ -56,7 +56,9 @@ def summary(run: Experiment) -> dict[str, Any]:
         'backend': jax.default_backend(),
     }
     result |= lattice_report.summary(run.monitor.updates, run.stages[-1].name)
-    result |= run.development.summary() if run.development else {}
+    if run.development:
+        planned = sum(stage.updates for stage in run.stages)
+        result |= run.development.summary(to_the_end=result['updates'] >= planned)
     for (model, unit), score in scores.items():
         if unit == 'phone':
             result['per' if model == criterion else f'per_{model}'] = score.wer
@@ -161,7 +163,9 @@ def _timeline(updates: Sequence[Update]) -> list[report.Segment]:
 
 def _skipped(run: Experiment) -> list[tuple[str, str]]:
     """Utterances left out, before training or by the criterion, each once."""
-    found = {s.id: s.reason for s in (*run.data.features.skipped, *run.evaluator.skipped)}
+    looked_at = run.development.skipped if run.development else ()
+    skipped = (*run.data.features.skipped, *run.evaluator.skipped, *looked_at)
+    found = {s.id: s.reason for s in skipped}
     for update in run.monitor.updates:
         for index, reason in update.invalid:
             name = losses.Reason(reason).name.lower().replace('_', ' ')

@@ -198,7 +198,7 @@ def _check_options(settings: ml_collections.ConfigDict) -> None:
 
 
 def _check_amounts(config: ml_collections.ConfigDict) -> None:
-    """Updates that can be shared out, learning rates that can decay, checkpoints that are kept."""
+    """Updates that can be shared out, learning rates that can decay."""
     settings = config.exchange
     for name in ('bootstrap', 'sequence'):
         part = getattr(config, name)
@@ -207,14 +207,19 @@ def _check_amounts(config: ml_collections.ConfigDict) -> None:
                 f'config.{name}.learning_rate and final_learning_rate must be above 0: the one '
                 'decays exponentially to the other.'
             )
-        equal = settings.mode == 'sync' and not settings.backup_replicas
-        if equal and 0 < part.updates < settings.num_replicas:
+    if settings.mode != 'sync' or settings.backup_replicas:
+        return
+    shared = {
+        'bootstrap.updates': config.bootstrap.updates,
+        'bootstrap.mono_updates': 0 if config.start_from else config.bootstrap.mono_updates,
+        'sequence.updates': config.sequence.updates,
+    }
+    for name, updates in shared.items():
+        if 0 < updates < settings.num_replicas:
             raise ValueError(
-                f'config.{name}.updates is {part.updates}: with mode=sync every one of the '
+                f'config.{name} is {updates}: with mode=sync every one of the '
                 f'{settings.num_replicas} replicas needs at least one.'
             )
-    if config.checkpoint.every_updates < 1 or config.checkpoint.keep < 1:
-        raise ValueError('config.checkpoint.every_updates and keep must be at least 1.')
 
 
 def _taking(*pushed: str) -> str:

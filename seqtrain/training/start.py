@@ -93,6 +93,15 @@ def needs_monophones(config: ml_collections.ConfigDict) -> bool:
     return before and not config.start_from
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a monophone run that would train nothing."""
+    if needs_monophones(config) and config.bootstrap.mono_rounds < 1:
+        raise ValueError(
+            f'config.bootstrap.mono_rounds is {config.bootstrap.mono_rounds}: tied states and '
+            'mono_offsets begin where a monophone run ended, which needs at least 1.'
+        )
+
+
 def is_flat(config: ml_collections.ConfigDict) -> bool:
     """Whether a run begins with a flat start, which a replica's process makes for itself."""
     return not (config.start_from or needs_monophones(config))

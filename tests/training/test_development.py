@@ -1,5 +1,6 @@
 """Looks at a development set: when training is over, and what it goes back to."""
 
+import dataclasses
 import json
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 
 from seqtrain import report
 from seqtrain.decoding import Hypothesis
-from seqtrain.training import development, experiment, monitor, recognizer, replay
+from seqtrain.training import assembly, development, experiment, monitor, recognizer, replay
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.development import Development
 from seqtrain.training.leasing import LeaseDesk
@@ -154,12 +155,72 @@ def test_a_run_ends_early_with_the_best_parameters(mode, config, tmp_path, monke
     result = experiment.run(config, tmp_path, quiet=True)
     assert result['stopped_early']
     assert result['wer_dev'] == 3 / 9
-    assert 8 + 9 <= result['updates'] < 8 + 36  # two rounds of 4 before; the third look ends it
+    assert 8 + 6 <= result['updates'] < 8 + 36  # two rounds of 4 before; the third look ends it
     best, kept = values(tmp_path / 'development' / 'best', config)
     assert best == result['best_update'] < result['updates']
     updates, last = values(tmp_path / 'checkpoints', config)
     assert updates == result['updates']
     np.testing.assert_equal(last, kept)
+    assert replay.run(tmp_path)['identical']
+
+
+def test_a_run_that_gets_no_better_ends_with_what_the_sequence_stage_began_with(
+    config, tmp_path, monkeypatch
+):
+    watch(monkeypatch, [3, 5])
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['stopped_early']
+    assert (result['best_update'], result['wer_dev']) == (8, 3 / 9)
+    _, last = values(tmp_path / 'checkpoints', config)
+    np.testing.assert_equal(last, values(tmp_path / 'development' / 'best', config)[1])
+    assert replay.run(tmp_path)['identical']
+
+
+def test_no_checkpoint_is_looked_at_when_training_is_over(config, tmp_path, monkeypatch):
+    config.exchange.rule, config.exchange.local_steps = 'averaging', 8  # many more come after
+    config.bootstrap.rounds, config.sequence.updates = 1, 200
+    watch(monkeypatch, [5, 6, 2, 1])
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['stopped_early']
+    assert result['updates'] < 4 + 200
+    assert result['wer_dev'] == 5 / 9
+
+
+def test_a_run_that_trained_to_its_end_did_not_stop_early(config, tmp_path, monkeypatch):
+    config.sequence.updates, config.checkpoint.every_updates = 6, 4
+    watch(monkeypatch, [4, 3, 4])
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['updates'] == 8 + 6
+    assert not result['stopped_early']
+
+
+@pytest.mark.parametrize('where', [(Development, 'look'), (development, 'write_json')])
+def test_a_checkpoint_that_was_not_looked_at_before_a_kill_is_looked_at_after_it(
+    where, config, tmp_path, monkeypatch
+):
+    watch(monkeypatch, [5, 3, 3, 4])
+    seen, best = [], []
+    real, save = getattr(*where), Checkpoints.save
+
+    def killed_in_the_second(*args):
+        seen.append(args)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    def unless_killed(self, position):
+        if len(seen) < 2:
+            save(self, position)
+            best.append(position.updates)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, killed_in_the_second)
+        patched.setattr(Checkpoints, 'save', unless_killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config, tmp_path, quiet=True)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['wer_dev'] == 3 / 9
+    assert result['best_update'] == best[-1] > 8
     assert replay.run(tmp_path)['identical']
 
 
@@ -210,6 +271,22 @@ def test_the_development_set_is_decoded(make_config, tmp_path, monkeypatch):
     assert len(monitor.read_updates(tmp_path)) == 14
     curve = [(look['updates'], look['errors'] / look['words']) for look in looks]
     assert records[0].scalars['mmi/development WER'] == curve
+
+
+def test_development_utterances_that_cannot_be_used_are_named(make_config, tmp_path, monkeypatch):
+    config = make_config(data__dev='test', data__max_test=2, bootstrap__rounds=1)
+    real = assembly.load_split
+
+    def with_a_short_one(data, split):
+        first, *rest = real(data, split)
+        if split != 'dev':
+            return [first, *rest]
+        return [dataclasses.replace(first, id='short', audio=first.audio[:200]), *rest[:2]]
+
+    monkeypatch.setattr(assembly, 'load_split', with_a_short_one)
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['skipped'] == 1
+    assert 'short' in (tmp_path / 'report.html').read_text()
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,31 @@ def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_p
         ({'sequence__learning_rate': -1e-3}, 'sequence.*above 0'),
         ({'checkpoint__every_updates': 0}, 'at least 1'),
         ({'checkpoint__keep': 0}, 'at least 1'),
+        (
+            {'bootstrap__mono_updates': 1, 'exchange__mode': 'sync'},
+            'mono_updates is 1: with mode=sync',
+        ),
+        ({'exchange__clip_norm': -1.0}, 'clip_norm is -1.0: it must be at least 0'),
+        ({'exchange__max_restarts': -1}, 'max_restarts is -1'),
+        ({'sequence__updates': -5}, 'sequence.updates is -5'),
+        ({'bootstrap__updates': -4}, 'bootstrap.updates is -4'),
+        ({'bootstrap__rounds': -2}, 'bootstrap.rounds is -2'),
+        ({'data__max_train': -20}, 'data.max_train is -20'),
+        ({'data__max_test': -1}, 'data.max_test is -1'),
+        ({'graph__word_lm_order': -1}, 'word_lm_order is -1'),
+        ({'graph__num_tied': 0}, 'num_tied is 0: it must be at least 1'),
+        ({'graph__min_count': -3}, 'min_count is -3'),
+        ({'model__subsampling': 0}, 'subsampling is 0: it must be at least 1'),
+        ({'model__dropout': 1.0}, 'dropout is 1.0.*below 1'),
+        ({'sequence__leaky': -1.0}, 'sequence.leaky is -1.0'),
+        ({'decode__ce_acoustic_scale': -0.3}, 'ce_acoustic_scale is -0.3.*above 0'),
+        ({'seed': -1}, 'seed is -1: it must be at least 0'),
     ],
 )
 def test_wrong_amounts_say_what_to_do(fields, message, make_config, tmp_path):
     with pytest.raises(ValueError, match=message):
         experiment.run(make_config(**fields), tmp_path / 'never', quiet=True)
+    assert not (tmp_path / 'never').exists()
 
 
 def test_sgd_takes_a_momentum(make_config):

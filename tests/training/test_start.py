@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from seqtrain.data.utterance import DataError
 from seqtrain.exchange import Partition
 from seqtrain.graphs import segments
 from seqtrain.training import (
@@ -163,12 +164,23 @@ def test_a_tied_run_goes_on_from_any_point_and_replays(
         ({'graph__context': 'triphone', 'graph__tying': 'count'}, 'biphones only'),
         ({'graph__context': 'biphone', 'graph__tying': 'hand'}, 'choose tree or count'),
         ({'graph__context': 'biphone', 'graph__topology': 'ctc'}, 'CTC blanks'),
-        ({'graph__context': 'biphone', 'bootstrap__mono_rounds': 0}, 'Nothing to train'),
+        (
+            {'graph__context': 'biphone', 'bootstrap__mono_rounds': 0},
+            'mono_rounds is 0.*needs at least 1',
+        ),
     ],
 )
 def test_fields_that_contradict_each_other(make_config, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         experiment.run(make_config(**changes), tmp_path, quiet=True)
+
+
+def test_a_development_set_that_is_not_there_is_found_before_the_monophone_run(
+    make_config, tmp_path
+):
+    with pytest.raises(DataError, match='nowhere'):
+        experiment.run(make_config(**COUNTS, **SHORT, data__dev='nowhere'), tmp_path, quiet=True)
+    assert not (tmp_path / start.MONO).exists()
 
 
 def test_without_sequence_updates_cross_entropy_is_the_end(make_config, tmp_path):
