@@ -120,6 +120,7 @@ class Recorded:
         self._book = lease_book(config, self._data)
         self._stage, self._labels = '', begun.labels
         self._log_prior = self._priors()
+        self._aligned: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}  # by stage, in order
         self._trainers: dict[int, tuple[int, int, exchange.LocalTrainer]] = {}
         self.computed = 0
 
@@ -179,7 +180,16 @@ class Recorded:
         return trainer
 
     def _begin(self, stage: str, params: Any) -> None:
-        """The first push of a stage was computed from the parameters that aligned for it."""
+        """Takes the alignments of a stage that begins, or that the run went back to.
+
+        The first push of a stage was computed from the parameters that aligned for it.
+        """
+        self._stage = stage
+        if stage in self._aligned:
+            while next(reversed(self._aligned)) != stage:  # later ones will begin anew
+                self._aligned.popitem()
+            self._labels, self._log_prior = self._aligned[stage]
+            return
         if stage != 'ce-0':
             places = devices.replica_devices(self._config.exchange.num_replicas)
             self._labels = align.realign(
@@ -191,7 +201,7 @@ class Recorded:
                 parts(self._config, self._data),
             )
             self._log_prior = self._priors()
-        self._stage = stage
+        self._aligned[stage] = self._labels, self._log_prior
 
     def _priors(self) -> np.ndarray:
         return bootstrap.log_priors(self._labels, self._data.topology.num_pdfs)

@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -278,6 +280,32 @@ def test_replay_ends_with_the_same_bits(make_config, tmp_path, run_until_power_c
     assert result['identical']
     assert result['pushes'] >= 14
     assert result['machine_changes'] == []
+
+
+def test_a_run_that_went_back_over_the_end_of_a_stage_replays(
+    make_config, tmp_path, run_until_power_cut
+):
+    config = make_config(
+        exchange__num_shards=2,
+        exchange__rule='sgd',
+        checkpoint__every_updates=1,
+        checkpoint__keep=40,
+    )
+    config.bootstrap.updates = 12
+    run_until_power_cut(config, tmp_path, updates=12 + 3, killed=True)
+    for one in (tmp_path / 'checkpoints').iterdir():
+        if int(one.name) >= 2 * 12:  # from the end of the first stage on
+            shutil.rmtree(one)
+    experiment.run(config, tmp_path, quiet=True)
+    stages = [push.stage for push in monitor.read_pushes(tmp_path).values()]
+    assert [name for name, _ in itertools.groupby(stages)] == [
+        'ce-0',
+        'ce-1',
+        'ce-0',
+        'ce-1',
+        'mmi',
+    ]
+    assert replay.run(tmp_path)['identical']
 
 
 def test_a_replay_says_what_is_another_than_in_the_run(make_config, tmp_path, caplog):
