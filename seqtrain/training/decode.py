@@ -14,7 +14,7 @@ from seqtrain.decoding import Decoder, score_wer, write_text
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training import config as config_lib
 from seqtrain.training.config import pick
-from seqtrain.training.stage import plan
+from seqtrain.training.stage import only_ce
 from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         for skipped in features.skipped:
             logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
         search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
-        begun = plan(config)[: position.stage + (position.completed > 0)]
-        if all(stage.kind == 'ce' for stage in begun):
+        if only_ce(config, position.stage, position.completed):
             search['acoustic_scale'] = config.decode.ce_acoustic_scale
         recognize = recognizer.Recognizer(network, Decoder(graph, **search))
         started = time.perf_counter()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-import zlib
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from seqtrain.data import features as feature_lib
 from seqtrain.data.features import FeatureSet
@@ -95,7 +92,7 @@ class Evaluator:
 
     def score(self, model: str, params: Any) -> None:
         """Decodes the test set with these parameters and adds to `scores`."""
-        made_of = _checksum(params)
+        made_of = recognizer.checksum(params)
         known = {(score.model, score.unit): score.params for score in self.scores}
         for unit, references in self._references.items():
             if known.get((model, unit)) == made_of:
@@ -147,13 +144,6 @@ def test_set(
             f'used. The first was skipped: {first}'
         )
     return features, {r.id: r.text for r in records if r.text}
-
-
-def _checksum(params: Any) -> int:
-    result = 0
-    for leaf in jax.tree.leaves(params):
-        result = zlib.crc32(np.asarray(leaf).tobytes(), result)
-    return result
 
 
 def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:

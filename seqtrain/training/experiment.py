@@ -150,6 +150,8 @@ class Experiment:
         exchange = self.config.exchange
         self.fleet = Fleet(exchange.num_replicas, exchange.max_restarts, self.monitor.first_life)
         self._params = begun.params
+        if begun.source is not None:
+            begun.source.write(self.workdir.path)
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
         # Of replicas that are processes these stay the first ones: see `Position.labels`.
@@ -189,6 +191,14 @@ class Experiment:
         """What the last stage made, in the table of error rates."""
         return 'ce' if self.stages[-1].kind == 'ce' else self.config.sequence.criterion
 
+    @property
+    def first_model(self) -> str:
+        """What the sequence stage begins with, in the table of error rates."""
+        source = start.Source.read(self.workdir.path)
+        if self.stages[0].kind == 'ce' or source is None or source.only_ce:
+            return 'ce'
+        return 'start'
+
     def close(self) -> None:
         """Frees everything; idempotent."""
         self._resources.close()
@@ -199,7 +209,7 @@ class Experiment:
         """What happens between stages: score the baseline, change the rule, realign."""
         params = self.server.params().params
         if stage.kind == 'sequence':
-            self.evaluator.score('ce', params)
+            self.evaluator.score(self.first_model, params)
         if index and self.stages[index - 1].kind != stage.kind:
             self.server.set_rule(serving.rule(self.config, stage.kind), note=stage.name)
         if stage.realign and self.hosts is not None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -95,6 +97,14 @@ def params_of(position: Position, params: Any) -> Any:
     """The parameters of a checkpoint; `params` are any of its network, for their shapes."""
     values = [shard['arrays']['values'] for shard in position.shards]
     return Partition.make(params, len(values)).join(values)
+
+
+def checksum(params: Any) -> int:
+    """Of all values: whether two networks are the same."""
+    result = 0
+    for leaf in jax.tree.leaves(params):
+        result = zlib.crc32(np.asarray(leaf).tobytes(), result)
+    return result
 
 
 def word_graph(

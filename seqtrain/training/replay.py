@@ -51,7 +51,7 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
       WorkdirError: there is no finished run.
-      ReplayError: the log is incomplete.
+      ReplayError: the log is incomplete, or the run that this one began with has gone on since.
     """
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
@@ -102,6 +102,7 @@ class Recorded:
         self.events = exchange.eventlog.causal(exchange.eventlog.read(folder / monitor.EVENTS)[1])
         self._pushes = monitor.read_pushes(folder)
         begun = start.begin(config, folder)
+        _check_source(config, begun.source, start.Source.read(folder))
         self._data, self._network, self.params = begun.data, begun.network, begun.params
         self._batcher = assembly.batcher(config, self._data)
         self._denominator, self._lattices = None, None
@@ -205,6 +206,18 @@ class Recorded:
 
     def _priors(self) -> np.ndarray:
         return bootstrap.log_priors(self._labels, self._data.topology.num_pdfs)
+
+
+def _check_source(
+    config: ml_collections.ConfigDict, found: start.Source | None, noted: start.Source | None
+) -> None:
+    """The network that a run began with must still be there."""
+    if found is not None and noted is not None and found != noted:
+        raise exchange.ReplayError(
+            f'The run began with the network that {config.start_from} had after {noted.updates} '
+            f'updates; that run has trained on since (its newest checkpoint is of '
+            f'{found.updates}), so this one cannot be replayed.'
+        )
 
 
 def _kind(stage: str) -> str:

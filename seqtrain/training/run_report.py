@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from seqtrain.training.experiment import Experiment
 
 _MODES = {'async': 'asynchronous', 'sync': 'synchronous'}
-_MODELS = {'ce': 'cross-entropy', 'mmi': 'LF-MMI', 'smbr': 'LF-sMBR', 'mpe': 'LF-MPE'}
+_MODELS = {
+    'start': 'start',
+    'ce': 'cross-entropy',
+    'mmi': 'LF-MMI',
+    'smbr': 'LF-sMBR',
+    'mpe': 'LF-MPE',
+}
 
 
 def summary(run: Experiment) -> dict[str, Any]:
     """The last line of JSON: JSON types only, rates as fractions, times in seconds."""
     scores = {(s.model, s.unit): s for s in run.evaluator.scores}
-    criterion = run.final_model
+    first, criterion = run.first_model, run.final_model
     final = scores[criterion, 'word']
     applied = _of_kind(run.monitor.events, 'applied')
     result = {
@@ -38,7 +44,8 @@ def summary(run: Experiment) -> dict[str, Any]:
         'deletions': final.deletions,
         'substitutions': final.substitutions,
         'wer_interval': [final.low, final.high],
-        'wer_ce': scores['ce', 'word'].wer if ('ce', 'word') in scores else None,  # file deleted
+        # None: its file was deleted.
+        f'wer_{first}': scores[first, 'word'].wer if (first, 'word') in scores else None,
         'frames_per_s': run.monitor.frames_per_s(run.stages[-1].name),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),

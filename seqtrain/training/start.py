@@ -39,14 +39,41 @@ from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Position
 from seqtrain.training.leasing import parts
 from seqtrain.training.prepare import TrainingData
-from seqtrain.training.workdir import WorkdirError
+from seqtrain.training.stage import only_ce
+from seqtrain.training.workdir import WorkdirError, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 ALIGNERS = 'aligners'
 MONO = 'mono'
 _CONTEXTS = {'mono': '', 'biphone': 'left', 'triphone': 'both'}
+_SOURCE = 'start_from.json'
 _TYING = pathlib.Path('model') / 'tying.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What the run in `config.start_from` was when another one began with its network.
+
+    Attributes:
+      updates: that it had done.
+      params: checksum of its network.
+      only_ce: whether it had trained by cross-entropy alone.
+    """
+
+    updates: int
+    params: int
+    only_ce: bool
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Notes it in the folder of the run that begins."""
+        write_json(folder / _SOURCE, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> Source | None:
+        """What was noted; None where nothing was."""
+        file = folder / _SOURCE
+        return cls(**read_json(file)) if file.is_file() else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,12 +84,14 @@ class Start:
       data: the training set, its graphs in the run's topology.
       network, params: the model and its initial parameters.
       labels: i32[U] per utterance, the first alignments; empty where a checkpoint has newer ones.
+      source: of the run in `config.start_from`.
     """
 
     data: TrainingData
     network: steps.Network
     params: Any
     labels: list[np.ndarray]
+    source: Source | None = None
 
 
 def is_tied(config: ml_collections.ConfigDict) -> bool:
@@ -195,7 +224,9 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
     begun = resume(config, folder)
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
-    return dataclasses.replace(begun, params=params, labels=labels)
+    ce = only_ce(before, position.stage, position.completed)
+    made = Source(position.updates, recognizer.checksum(params), ce)
+    return dataclasses.replace(begun, params=params, labels=labels, source=made)
 
 
 def newest_labels(

@@ -9,6 +9,7 @@ development/     word errors of checkpoints on config.data.dev, and the best of 
 updates.jsonl, pushes.jsonl, events.jsonl, failures.jsonl   see `training.monitor`
 report.html      and figures/         result.json  the last line of JSON
 shards/          checkpoints of shards that are Ray actors
+start_from.json  which network of config.start_from the run began with
 aligners/        parameters that aligned, where replicas are Ray actors
 """
 

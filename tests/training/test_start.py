@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from seqtrain.data.utterance import DataError
-from seqtrain.exchange import Partition
+from seqtrain.exchange import Partition, ReplayError
 from seqtrain.graphs import segments
 from seqtrain.training import (
     align,
@@ -206,6 +207,35 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     # The simulator reads the other run where it stands.
     simulated = problem.AcousticProblem(after, 'sequence', loss_batches=1)
     assert np.isfinite(simulated.loss(simulated.start()))
+
+
+def test_what_a_run_on_top_of_a_sequence_trained_network_begins_with_is_no_ce_network(
+    make_config, tmp_path, run_until_power_cut
+):
+    before = make_config(**SHORT, sequence__updates=2)
+    trained = experiment.run(before, tmp_path / 'mmi', quiet=True)
+    config = make_config(start_from=str(tmp_path / 'mmi'), sequence__criterion='smbr', **SHORT)
+    config.bootstrap.rounds, config.decode.ce_acoustic_scale = 0, 1e-4  # a scale that would show
+    run_until_power_cut(config, tmp_path / 'smbr', updates=2)
+    shutil.rmtree(tmp_path / 'mmi')  # what goes on does not need it
+    result = experiment.run(config, tmp_path / 'smbr', quiet=True)
+    assert result['wer_start'] == trained['wer']
+    assert 'wer_ce' not in result
+    folders = sorted(folder.name for folder in (tmp_path / 'smbr' / 'decode').iterdir())
+    assert folders == ['smbr-word', 'start-word']
+    assert 'start, test' in (tmp_path / 'smbr' / 'report.html').read_text()
+
+
+def test_a_replay_says_when_the_run_before_has_gone_on(make_config, tmp_path, run_until_power_cut):
+    source = make_config(data__max_test=2)
+    run_until_power_cut(source, tmp_path / 'ce', updates=6)
+    config = make_config(start_from=str(tmp_path / 'ce'), data__max_test=2, sequence__updates=2)
+    config.bootstrap.rounds = 0
+    assert 'wer_ce' in experiment.run(config, tmp_path / 'next', quiet=True)
+    assert replay.run(tmp_path / 'next')['identical']
+    experiment.run(source, tmp_path / 'ce', quiet=True)
+    with pytest.raises(ReplayError, match=r'trained on since \(its newest checkpoint is of 14\)'):
+        replay.run(tmp_path / 'next')
 
 
 @pytest.mark.parametrize(
