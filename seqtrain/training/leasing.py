@@ -58,8 +58,10 @@ class LeaseDesk:
     Args:
       book: who gets which utterances.
       replicas: who is there.
-      updates: leases of the whole stage; in a synchronous one, divided equally.
-      equal_shares: every replica gets as many leases as the others, as synchronous rounds need.
+      updates: leases of the whole stage.
+      equal_shares: every replica gets as many leases as the others, as synchronous rounds need;
+        what the stage has beyond whole rounds is left out. A resumed stage may end with a round of
+        fewer replicas, but for rounds everyone has to have been there: everyone gets one at least.
       completed: how many of them were done before (in an earlier part of a resumed run).
     """
 
@@ -73,15 +75,17 @@ class LeaseDesk:
     ):
         self._book = book
         self._lock = threading.Lock()
-        self._left = left = updates - completed
-        share = left // len(replicas)
-        if equal_shares and left % len(replicas):
-            logger.warning(
-                '%d of %d updates are left out: every replica gets as many as the others.',
-                left % len(replicas),
-                left,
-            )
-        self._share = dict.fromkeys(replicas, share) if equal_shares else None
+        self._left = updates - completed
+        self._share: dict[int, int] | None = None
+        if equal_shares:
+            self._share = _shares(sorted(replicas), updates, completed)
+            left_out = self._left - sum(self._share.values())
+            if left_out > 0:
+                logger.warning(
+                    '%d of %d updates are left out: every replica gets as many as the others.',
+                    left_out,
+                    self._left,
+                )
         self._position = completed
         self._held: dict[tuple[int, int, int], Lease] = {}
         self._stopped = False
@@ -146,3 +150,11 @@ class LeaseDesk:
         if self._stopped:
             return 0
         return self._left if self._share is None else min(self._left, self._share[replica])
+
+
+def _shares(replicas: Sequence[int], updates: int, completed: int) -> dict[int, int]:
+    """How many leases each replica gets in a synchronous stage, or in the rest of one."""
+    whole = updates - updates % len(replicas)
+    share, more = divmod(max(0, whole - completed), len(replicas))
+    more = more if share else 0
+    return {replica: share + (i < more) for i, replica in enumerate(replicas)}
