@@ -176,6 +176,22 @@ def test_a_run_that_gets_no_better_ends_with_what_the_sequence_stage_began_with(
     assert replay.run(tmp_path)['identical']
 
 
+@pytest.mark.parametrize('on_top', [False, True])
+def test_a_run_killed_after_its_first_look_can_still_end_with_what_it_looked_at(
+    on_top, config, make_config, tmp_path, monkeypatch, run_until_power_cut
+):
+    before = 8
+    if on_top:  # of another run's network: the sequence stage is the first one
+        experiment.run(make_config(sequence__updates=0), tmp_path / 'ce', quiet=True)
+        config.start_from, config.bootstrap.rounds, before = str(tmp_path / 'ce'), 0, 0
+    watch(monkeypatch, [3, 5])
+    run_until_power_cut(config, tmp_path / 'run', updates=before + 1, killed=True)
+    result = experiment.run(config, tmp_path / 'run', quiet=True)
+    assert (result['best_update'], result['wer_dev']) == (before, 3 / 9)
+    assert result['updates'] > before
+    assert replay.run(tmp_path / 'run')['identical']
+
+
 def test_no_checkpoint_is_looked_at_when_training_is_over(config, tmp_path, monkeypatch):
     config.exchange.rule, config.exchange.local_steps = 'averaging', 8  # many more come after
     config.bootstrap.rounds, config.sequence.updates = 1, 200
