@@ -11,10 +11,9 @@ from typing import Any
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.decoding import Decoder, score_wer, write_text
-from seqtrain.training import assembly, devices, recognizer
+from seqtrain.training import assembly, devices, recognizer, start
 from seqtrain.training import config as config_lib
 from seqtrain.training.config import pick
-from seqtrain.training.stage import only_ce
 from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]
         for skipped in features.skipped:
             logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
         search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
-        if only_ce(config, position.stage, position.completed):
+        if start.only_ce(config, workdir.path, position):
             search['acoustic_scale'] = config.decode.ce_acoustic_scale
         recognize = recognizer.Recognizer(network, Decoder(graph, **search))
         started = time.perf_counter()

@@ -24,11 +24,6 @@ class Stage:
     realign: bool
 
 
-def only_ce(config: ml_collections.ConfigDict, stage: int, completed: int) -> bool:
-    """Whether a run with so many updates in this stage has trained by cross-entropy alone."""
-    return all(one.kind == 'ce' for one in plan(config)[: stage + (completed > 0)])
-
-
 def plan(config: ml_collections.ConfigDict) -> list[Stage]:
     """CE from the first alignments, then after each realignment; the sequence criterion last.
 

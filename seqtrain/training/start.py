@@ -39,7 +39,7 @@ from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Position
 from seqtrain.training.leasing import parts
 from seqtrain.training.prepare import TrainingData
-from seqtrain.training.stage import only_ce
+from seqtrain.training.stage import plan
 from seqtrain.training.workdir import WorkdirError, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,7 @@ def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib
 
 def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
     mono = monophone_config(config)
+    _check_phones(mono, folder / MONO)
     data = assembly.training_data(mono)
     net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
     params, position = recognizer.trained(mono, folder / MONO, params)
@@ -224,9 +225,18 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
     begun = resume(config, folder)
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
-    ce = only_ce(before, position.stage, position.completed)
+    ce = only_ce(before, source, position)
     made = Source(position.updates, recognizer.checksum(params), ce)
     return dataclasses.replace(begun, params=params, labels=labels, source=made)
+
+
+def only_ce(config: ml_collections.ConfigDict, folder: pathlib.Path, position: Position) -> bool:
+    """Whether a run, at a checkpoint, has trained its network by cross-entropy alone."""
+    begun = plan(config)[: position.stage + (position.completed > 0)]
+    source = Source.read(folder)
+    if not begun and source is not None:  # nothing yet: the network is still the other run's
+        return source.only_ce
+    return all(stage.kind == 'ce' for stage in begun)
 
 
 def newest_labels(
@@ -296,7 +306,7 @@ def _check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> No
         why = 'in another order' if first is None else f'{first} is in one of them only'
         raise WorkdirError(
             f'config.data.lexicon has other phones than the run in {source} ({why}): take '
-            'one with the same phones, or start from another run.'
+            'one with the same phones, or begin another run without it.'
         )
 
 

@@ -209,6 +209,15 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     assert np.isfinite(simulated.loss(simulated.start()))
 
 
+def _begins_as_ce(config, folder):
+    """Whether a run that has a checkpoint, but no update yet, has a cross-entropy network."""
+    folder.mkdir()
+    begun = start.begin(config, folder)
+    begun.source.write(folder)
+    at_the_start = Position(0, 0, 0, [], {}, np.concatenate(begun.labels), np.zeros(0))
+    return start.only_ce(config, folder, at_the_start)
+
+
 def test_what_a_run_on_top_of_a_sequence_trained_network_begins_with_is_no_ce_network(
     make_config, tmp_path, run_until_power_cut
 ):
@@ -216,6 +225,7 @@ def test_what_a_run_on_top_of_a_sequence_trained_network_begins_with_is_no_ce_ne
     trained = experiment.run(before, tmp_path / 'mmi', quiet=True)
     config = make_config(start_from=str(tmp_path / 'mmi'), sequence__criterion='smbr', **SHORT)
     config.bootstrap.rounds, config.decode.ce_acoustic_scale = 0, 1e-4  # a scale that would show
+    assert not _begins_as_ce(config, tmp_path / 'smbr')
     run_until_power_cut(config, tmp_path / 'smbr', updates=2)
     shutil.rmtree(tmp_path / 'mmi')  # what goes on does not need it
     result = experiment.run(config, tmp_path / 'smbr', quiet=True)
