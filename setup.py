@@ -15,7 +15,7 @@ CORE = [
     'flax>=0.12',
     'grain',
     'importlib_resources',  # used by tensorflow-datasets, which does not declare it
-    'jax>=0.6',
+    'jax>=0.7.1',  # as flax 0.12 asks for
     'jaxtyping',
     'ml-collections',
     'numpy',

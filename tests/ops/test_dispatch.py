@@ -33,6 +33,28 @@ def test_without_the_core_it_says_so_once_and_runs_on_xla(monkeypatch, caplog):
         cpu.available.cache_clear()
 
 
+@pytest.mark.skipif(not cpu.available(), reason='the C++ core is not built')
+def test_a_core_for_another_jaxlib_says_so_once_and_leaves_xla(monkeypatch, caplog):
+    started = []
+
+    def refuse(target, *args, **kwargs):
+        assert started, 'the backend that checks the version is not there'
+        raise jax.errors.JaxRuntimeError(f'INVALID_ARGUMENT: {target}: API version')
+
+    monkeypatch.setattr(jax, 'local_devices', lambda backend: started.append(backend))
+    monkeypatch.setattr(jax.ffi, 'register_ffi_target', refuse)
+    cpu.available.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger='seqtrain'):
+            assert not cpu.available()
+            assert not cpu.available()
+        assert len(caplog.records) == 1
+        assert '--no-build-isolation' in caplog.text
+        assert dispatch.backends() == ('xla',)
+    finally:
+        cpu.available.cache_clear()
+
+
 def test_one_compilation_per_shape_whatever_the_graphs():
     rng = np.random.default_rng(0)
     traces = []

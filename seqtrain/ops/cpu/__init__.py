@@ -5,6 +5,7 @@ Loads the library, registers its handlers, wraps their calls. The recursions are
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.machinery
@@ -44,6 +45,13 @@ def available() -> bool:
     except (OSError, AttributeError) as error:
         logging.getLogger('seqtrain').warning(
             'The C++ core does not load (%s); running on the xla backend. Reinstall seqtrain.',
+            error,
+        )
+        return False
+    except jax.errors.JaxRuntimeError as error:
+        logging.getLogger('seqtrain').warning(
+            'The C++ core was built for another jaxlib (%s); running on the xla backend. Reinstall '
+            'seqtrain against the jaxlib that is here: pip install --no-build-isolation.',
             error,
         )
         return False
@@ -149,6 +157,10 @@ def _register(library: ctypes.CDLL) -> None:
     library.SeqtrainRedone.restype = ctypes.c_int64
     library.SeqtrainLayered.restype = ctypes.c_int64
     library.SeqtrainKernels.restype = ctypes.c_char_p
+    # Until JAX has its CPU backend it puts registrations off, and with them the check of their
+    # version, at which the whole backend would fail. Where JAX_PLATFORMS leaves it out, none comes.
+    with contextlib.suppress(RuntimeError):
+        jax.local_devices(backend='cpu')
     for target, symbol in _TARGETS.items():
         capsule = jax.ffi.pycapsule(getattr(library, symbol))
         jax.ffi.register_ffi_target(target, capsule, platform='cpu')
