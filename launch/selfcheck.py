@@ -19,7 +19,8 @@ _DATA = os.environ.get('SEQTRAIN_DATA', '../shared/data')
 _GRAPH = flags.DEFINE_string(
     'graph',
     str(pathlib.Path(_DATA) / 'wsj_den' / 'den_fsm_wsj.txt'),
-    'A real denominator graph in OpenFst format; left out where the file is absent.',
+    'A real denominator graph in OpenFst format; left out where it is empty, or nothing lies at its '
+    'usual place.',
 )
 
 
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     graph = Fsa.read(_GRAPH.value) if pathlib.Path(_GRAPH.value).is_file() else None
     if graph is None:
+        if _GRAPH.present and _GRAPH.value:
+            raise app.UsageError(f'--graph: there is no file {_GRAPH.value}.')
         print(f'No graph at {_GRAPH.value}: the check on a real denominator is left out.')
     sys.exit(1 if selfcheck.report(graph) else 0)
 

@@ -1,6 +1,6 @@
 """The run's folder: one run at a time, one config for its whole life.
 
-config.json      the resolved config; a run with another config is refused
+config.json      the resolved config; once there are results, another config is refused
 machine.json     threads, jax, ...: what decides about last bits (`training.devices`)
 lock             held (flock) by the running process, freed by the kernel at any death
 checkpoints/     Orbax steps          model/       decoding graphs, shapes, sample rate
@@ -18,6 +18,8 @@ import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
+
+_BEGINNING = {'config.json', 'lock', 'machine.json'}  # there before the data are looked at
 
 
 class WorkdirError(RuntimeError):
@@ -86,7 +88,7 @@ class Workdir:
         if self._config is None:
             return
         wanted = _plain(self._config)
-        if not file.exists():
+        if not file.exists() or not self._has_results():
             write_json(file, wanted, sort_keys=True)
             return
         changed = sorted(_differences(_plain(self._complete(self.config)), wanted))
@@ -96,6 +98,11 @@ class Workdir:
                 f'{", ".join(changed[:5])}{" and more" if len(changed) > 5 else ""}. '
                 f'Name another --workdir, or set these fields back to continue the run.'
             )
+
+    def _has_results(self) -> bool:
+        """Whether a run left more than its beginning: one that found no data did not."""
+        files = (file for file in self.path.rglob('*') if file.is_file())
+        return any(file.name not in _BEGINNING for file in files)
 
 
 def write_json(file: pathlib.Path, value: Any, **options: Any) -> None:

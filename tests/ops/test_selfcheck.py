@@ -53,6 +53,16 @@ def test_the_command_prints_a_table_and_exits_with_its_verdict(monkeypatch, caps
     assert ('All checks passed' in printed) == ok
 
 
+def test_the_command_refuses_a_graph_that_is_not_there(monkeypatch, capsys, command, tmp_path):
+    monkeypatch.setattr(selfcheck, 'run', lambda graph: iter([]))
+    with pytest.raises(SystemExit) as ended:
+        app.run(command.main, ['selfcheck.py', f'--graph={tmp_path / "typo.txt"}'])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert 'there is no file' in printed.out + printed.err
+    assert 'All checks passed' not in printed.out
+
+
 @pytest.mark.parametrize('backend', ops.backends())
 def test_a_real_graph_is_checked_in_float64(backend):
     loop = Fsa(np.zeros(3), np.zeros(3), range(3), np.log(np.full(3, 0.3)), [0.0], [0.0])

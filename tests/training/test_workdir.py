@@ -20,8 +20,8 @@ def test_a_second_run_in_one_workdir_is_refused(tmp_path):
 
 
 def test_another_config_is_refused_by_field_name(tmp_path):
-    with Workdir(tmp_path, {'mmi': {'updates': 1, 'leaky': 0.0}}):
-        pass
+    with Workdir(tmp_path, {'mmi': {'updates': 1, 'leaky': 0.0}}) as workdir:
+        (workdir.sub('checkpoints') / '4').touch()
     with (
         pytest.raises(WorkdirError, match=r'differs in mmi\.updates\.'),
         Workdir(tmp_path, {'mmi': {'updates': 2, 'leaky': 0.0}}),
@@ -31,10 +31,23 @@ def test_another_config_is_refused_by_field_name(tmp_path):
         assert workdir.config == {'mmi': {'updates': 1, 'leaky': 0.0}}
 
 
+def test_another_config_is_taken_before_there_are_results(tmp_path):
+    for path in ('wrong', 'right'):
+        with Workdir(tmp_path, {'data': path}) as workdir:
+            assert workdir.config == {'data': path}
+            workdir.sub('checkpoints')
+            (workdir.path / 'machine.json').touch()
+            with Workdir(workdir.sub('mono'), {'data': path}) as before:
+                assert before.config == {'data': path}
+    (tmp_path / 'mono' / 'result.json').touch()  # of the monophone run, which the next one takes
+    with pytest.raises(WorkdirError, match=r'differs in data\.'), Workdir(tmp_path, {'data': 'x'}):
+        pass
+
+
 def test_tuples_in_a_config_equal_their_json_form(tmp_path):
     for _ in range(2):
-        with Workdir(tmp_path, {'speeds': (0.9, 1.0)}):
-            pass
+        with Workdir(tmp_path, {'speeds': (0.9, 1.0)}) as workdir:
+            (workdir.path / 'updates.jsonl').touch()
 
 
 def test_an_empty_folder_has_no_config(tmp_path):
