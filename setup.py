@@ -30,7 +30,7 @@ EXTRAS = {
     'dist': ['ray'],
     'synth': ['espeakng-loader'],  # GPL-3: the user installs it; nothing of it is shipped here
     'report': ['matplotlib', 'tensorboardX', 'treescope', 'rich'],
-    'notebooks': ['ipykernel', 'nbclient', 'nbconvert', 'nbmake'],
+    'notebooks': ['ipykernel', 'ipywidgets', 'nbclient', 'nbconvert', 'nbmake'],
     'test': [
         'beartype',
         'chex',

@@ -19,8 +19,8 @@ _DATA = os.environ.get('SEQTRAIN_DATA', '../shared/data')
 _GRAPH = flags.DEFINE_string(
     'graph',
     str(pathlib.Path(_DATA) / 'wsj_den' / 'den_fsm_wsj.txt'),
-    'A real denominator graph in OpenFst format; left out where it is empty, or nothing lies at its '
-    'usual place.',
+    'A real denominator graph in OpenFst format; left out where it is empty, or nothing lies at '
+    'its usual place.',
 )
 
 

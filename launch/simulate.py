@@ -24,6 +24,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from seqtrain import extras
 from seqtrain.exchange import Policy, rules
 from seqtrain.exchange.plots import compare
 from seqtrain.exchange.scenario import KINDS, Dist, Problem, Quadratic, Result, Scenario
@@ -157,6 +158,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
+    if FLAGS.out:
+        extras.load('matplotlib')
     results, numbers = {}, {}
     for mode in FLAGS.mode:
         started = time.perf_counter()

@@ -11,16 +11,17 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'seqtrain'
 ALLOWED = {
     'types': set(),
     'textfile': set(),
-    'fsa': {'types', 'textfile'},
-    'graphs': {'types', 'textfile', 'fsa'},
+    'extras': set(),
+    'fsa': {'types', 'textfile', 'extras'},
+    'graphs': {'types', 'textfile', 'extras', 'fsa'},
     'ops': {'types', 'fsa'},
     'losses': {'types', 'ops'},
     'models': {'types'},
-    'data': {'types', 'textfile'},
+    'data': {'types', 'textfile', 'extras'},
     'exchange': set(),
-    'decoding': {'types', 'textfile', 'fsa', 'graphs'},
-    'lattices': {'types', 'textfile', 'fsa', 'graphs', 'ops', 'losses', 'decoding'},
-    'report': set(),
+    'decoding': {'types', 'textfile', 'extras', 'fsa', 'graphs'},
+    'lattices': {'types', 'textfile', 'extras', 'fsa', 'graphs', 'ops', 'losses', 'decoding'},
+    'report': {'extras'},
 }
 BELOW_TRAINING = sorted(ALLOWED)
 

@@ -13,13 +13,14 @@ import fractions
 import itertools
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import kaldi_native_fbank as knf
 import numpy as np
 import scipy.fft
 import scipy.signal
 from jaxtyping import Float32
 
+from seqtrain import extras
 from seqtrain.data import feature_cache
 from seqtrain.data.utterance import AudioError, DataError, Skipped, Utterance
 
@@ -256,6 +257,7 @@ class _Extractor:
                     f'{name}={getattr(config, name)} is less than {_LEAST_SAMPLES} samples at '
                     f'{rate} Hz: it is in milliseconds.'
                 )
+        knf = extras.load('kaldi_native_fbank')
         options = knf.FbankOptions()
         options.frame_opts.samp_freq = rate
         options.frame_opts.frame_shift_ms = config.frame_shift_ms
@@ -265,7 +267,7 @@ class _Extractor:
         options.mel_opts.num_bins = config.num_mel_bins
         options.mel_opts.low_freq = config.low_freq
         options.mel_opts.high_freq = config.high_freq
-        self._options, self._rate, self._vtln = options, rate, vtln
+        self._options, self._rate, self._vtln, self._fbank = options, rate, vtln, knf.OnlineFbank
         try:
             knf.MelBanks(options.mel_opts, options.frame_opts, vtln)
         except ValueError as error:
@@ -277,14 +279,14 @@ class _Extractor:
     def __call__(self, samples: Float32[np.ndarray, ' n']) -> Float32[np.ndarray, 'T F']:
         if self._vtln != 1.0:
             return warped_fbank(samples, self._options, self._vtln)
-        fbank = knf.OnlineFbank(self._options)
+        fbank = self._fbank(self._options)
         fbank.accept_waveform(self._rate, samples)
         fbank.input_finished()
         frames = [fbank.get_frame(t) for t in range(fbank.num_frames_ready)]
         return np.array(frames, np.float32).reshape(-1, self._options.mel_opts.num_bins)
 
 
-def warped_fbank(samples, options: knf.FbankOptions, vtln: float) -> Float32[np.ndarray, 'T F']:
+def warped_fbank(samples, options: Any, vtln: float) -> Float32[np.ndarray, 'T F']:
     """`knf.OnlineFbank` with a vocal tract length warp, which its Python interface leaves out.
 
     Framing, offset removal, pre-emphasis, window and power spectrum as in Kaldi's
@@ -292,9 +294,10 @@ def warped_fbank(samples, options: knf.FbankOptions, vtln: float) -> Float32[np.
 
     Args:
       samples: f32[n], full scale ±32768.
-      options: as for `knf.OnlineFbank`; dither and energy are not used.
+      options: `knf.FbankOptions` as for `knf.OnlineFbank`; dither and energy are not used.
       vtln: warp factor; 1 gives `knf.OnlineFbank`'s result.
     """
+    knf = extras.load('kaldi_native_fbank')
     frame = options.frame_opts
     shift = int(frame.samp_freq * frame.frame_shift_ms * 0.001)
     window = np.array(knf.FeatureWindowFunction(frame).window, np.float32)

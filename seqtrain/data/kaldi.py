@@ -13,10 +13,10 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 
-import kaldi_native_io
 import numpy as np
 from jaxtyping import Float32
 
+from seqtrain import extras
 from seqtrain.data import utterance
 from seqtrain.textfile import read_lines
 
@@ -134,7 +134,8 @@ def _read_matrix(root: pathlib.Path, entry: str) -> Float32[np.ndarray, 'T F']:
     if not found.is_file():
         raise FileNotFoundError(f'ark file {file} is missing')
     name = f'{found}{entry[len(file) :]}'
-    return np.array(kaldi_native_io.FloatMatrix.read(name).numpy(), np.float32)
+    matrix = extras.load('kaldi_native_io').FloatMatrix.read(name)
+    return np.array(matrix.numpy(), np.float32)
 
 
 def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:

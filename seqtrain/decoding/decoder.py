@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.graphs.hlg import DecodingGraph
 
 # kaldi-decoder works on float32 costs: −inf is replaced by something that still adds up.
@@ -93,8 +94,8 @@ class Decoder:
         return self._search(scores, 2 * self.beam, np.iinfo(np.int32).max)
 
     def _search(self, scores: np.ndarray, beam: float, max_active: int) -> Hypothesis:
-        import kaldi_decoder
-        import kaldifst
+        kaldi_decoder = extras.load('kaldi_decoder')
+        kaldifst = extras.load('kaldifst')
 
         options = kaldi_decoder.FasterDecoderOptions(beam=beam, max_active=max_active)
         search = kaldi_decoder.FasterDecoder(self.graph.fst, options)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.textfile import read_lines
 
 
@@ -77,7 +78,7 @@ def score_wer(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> W
     Raises:
       ValueError: no references, or hypotheses of utterances that are not among them.
     """
-    import jiwer
+    jiwer = extras.load('jiwer')
 
     if not references:
         raise ValueError('No references to score against.')

@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.fsa.fsa import NEG_INF, Fsa, FsaError
 from seqtrain.textfile import read_lines
 
@@ -81,7 +82,7 @@ def to_kaldifst(fsa: Fsa, start: int | None = None):
       fsa: one initial state of log-weight 0, or `start=None` to have it made so.
       start: the initial state.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     if start is None:
         fsa, start = with_single_start(fsa)
@@ -105,7 +106,7 @@ def from_kaldifst(graph) -> Fsa:
     Raises:
       FsaError: an epsilon, an arc whose labels differ, or no start state.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     if graph.start < 0:
         raise FsaError('The graph has no start state; it accepts nothing.')
@@ -126,7 +127,7 @@ def read_fst(path: pathlib.Path):
       FsaError: damaged, or no vector FST with standard arcs.
       FileNotFoundError: there is no such file.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file.')

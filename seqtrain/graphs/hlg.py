@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from seqtrain import extras
 from seqtrain.fsa import openfst
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.expansion import EPSILON, Arc, Expansion
@@ -57,7 +58,7 @@ class DecodingGraph:
     @classmethod
     def read(cls, path: str | os.PathLike) -> DecodingGraph:
         """Reads what `write` wrote; ValueError names a damaged file."""
-        import kaldifst
+        kaldifst = extras.load('kaldifst')
 
         try:
             table = json.loads(_table_file(path).read_text(encoding='utf-8'))
@@ -127,7 +128,7 @@ def _table_file(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _build(lexicon, topology, word_lm, words, silence_probability) -> DecodingGraph:
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     word_ids = {word: index for index, word in enumerate(words, start=1)}
     num_phones = len(lexicon.phones)
@@ -217,7 +218,7 @@ def _grammar_fst(model: NGramLm, word_ids: Mapping[str, int]):
 
 def _expand(graph, topology: Topology, num_phones: int):
     """H: phones of the determinised LG become HMMs; disambiguation symbols become epsilons."""
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     out: dict[int, list[Arc]] = {}
     finals: dict[int, float] = {}
@@ -241,7 +242,7 @@ def _expand(graph, topology: Topology, num_phones: int):
 
 def _vector_fst(arcs: Rows, finals: Mapping[int, float], start: int):
     """A `kaldifst.StdVectorFst` from arcs and final weights (natural logs)."""
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     arcs = list(arcs)
     fst = kaldifst.StdVectorFst()

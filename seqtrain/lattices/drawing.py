@@ -6,6 +6,7 @@ import html
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.lattices.lattice import Lattice
 from seqtrain.lattices.operations import prune
 from seqtrain.lattices.tools import word_fst
@@ -47,7 +48,7 @@ def to_svg(lattice: Lattice, *, beam: float = 5.0, max_states: int = 60) -> str:
 
 def _word_arcs(lattice: Lattice) -> tuple[list[tuple[int, int, int, float]], list[float]]:
     """Arcs (src, dst, word, cost) of the minimal word acceptor, state 0 first; final costs."""
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     fst = word_fst(lattice)
     kaldifst.minimize(fst)

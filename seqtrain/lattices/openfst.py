@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.fsa import openfst
 from seqtrain.fsa.fsa import NEG_INF, FsaError
 from seqtrain.lattices.files import assemble, by_time
@@ -30,7 +31,7 @@ def write_openfst(path: str | os.PathLike, lattice: Lattice, *, acoustic: bool =
     Raises:
       OSError: the file cannot be written.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     fst = to_kaldifst(lattice, lattice.pdf + 1, lattice.weight if acoustic else lattice.graph)
     table = kaldifst.SymbolTable('words')
@@ -51,7 +52,7 @@ def read_openfst(path: str | os.PathLike, words: Sequence[str] | None = None) ->
       LatticeError: damaged, without words, or no lattice.
       FileNotFoundError: there is no such file.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     path = pathlib.Path(path)
     try:
@@ -87,7 +88,7 @@ def to_kaldifst(lattice: Lattice, inputs: np.ndarray, weight: np.ndarray):
       inputs: i[A], input labels.
       weight: f[A], log-weights.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     fst = kaldifst.StdVectorFst()
     for _ in range(lattice.num_states):

@@ -13,6 +13,7 @@ import functools
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.fsa.fsa import NEG_INF, Fsa
 from seqtrain.fsa.openfst import with_single_start
 from seqtrain.graphs.hlg import DecodingGraph
@@ -53,7 +54,7 @@ class SearchGraph:
         Raises:
           LatticeError: the graph has a cycle of epsilons.
         """
-        import kaldifst
+        kaldifst = extras.load('kaldifst')
 
         rows = [
             (state, arc.nextstate, arc.ilabel - 1, arc.olabel, -arc.weight.value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.ngram import BOS, EOS, NGramLm
 from seqtrain.lattices.lattice import Lattice, LatticeError
@@ -31,7 +32,7 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
 
     Prune large lattices first: the word lattice is determinised.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     if n < 1:
         raise ValueError(f'n={n}; ask for at least one.')
@@ -50,7 +51,7 @@ def word_fst(lattice: Lattice):
 
     Costs are −log, those of the best paths. Arcs of weight −inf are left out.
     """
-    import kaldifst
+    kaldifst = extras.load('kaldifst')
 
     fst = to_kaldifst(lattice, lattice.word, lattice.weight)
     kaldifst.rmepsilon(fst)

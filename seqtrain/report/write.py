@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from seqtrain import extras
 from seqtrain.report import style
 from seqtrain.report.record import RunRecord, Wer
 
@@ -53,6 +54,7 @@ def write(workdir: str | os.PathLike, run: RunRecord) -> pathlib.Path:
       The path of the page.
     """
     # Here, so that a program that writes no report does not wait for matplotlib.
+    extras.load('matplotlib')
     from seqtrain.report import figures
 
     folder = pathlib.Path(workdir)

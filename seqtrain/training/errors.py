@@ -4,6 +4,7 @@ from seqtrain.data.utterance import DataError
 from seqtrain.exchange import ExchangeError, ReplayError
 from seqtrain.exchange.eventlog import EventLogError
 from seqtrain.exchange.partition import PartitionError
+from seqtrain.extras import MissingPackageError
 from seqtrain.fsa import FsaError
 from seqtrain.graphs import LexiconError, OovError
 from seqtrain.graphs.alignment_files import CtmError
@@ -21,6 +22,7 @@ FOR_USERS: tuple[type[Exception], ...] = (
     FileNotFoundError,
     FsaError,
     LexiconError,
+    MissingPackageError,
     OovError,
     PartitionError,
     ReplayError,

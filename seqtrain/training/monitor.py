@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import threading
@@ -20,9 +21,10 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from rich import console as rich_console
 from rich import progress as rich_progress
-from tensorboardX import SummaryWriter
 
+from seqtrain import extras
 from seqtrain.exchange import Event, eventlog
 from seqtrain.training.leasing import Grant
 from seqtrain.training.workdir import WorkdirError
@@ -129,7 +131,7 @@ class Monitor:
         self.events: list[Event] = eventlog.read(log)[1] if log.exists() else []
         self._log = eventlog.EventLog(log)
         self._ages: collections.deque[int] = collections.deque(maxlen=64)
-        self._writer = SummaryWriter(str(folder / 'tensorboard'))
+        self._writer = extras.load('tensorboardX').SummaryWriter(str(folder / 'tensorboard'))
         # A resumed run continues its own clock: the pause between is not part of the time line.
         offset = self.updates[-1].finished_s if self.updates else 0.0
         self.start_s = time.perf_counter() - offset
@@ -202,17 +204,25 @@ class Monitor:
     def frames_per_s(self, stage: str) -> float:
         """Output frames per second of a stage, over all replicas, compilation left out.
 
-        The first update of each replica is not counted: it holds the compilation.
+        Looks at the time after the first update of every replica, which holds the compilation. An
+        update that began before counts by the share of its time that lies after.
+
+        Returns:
+          The rate; 0 where no replica had a second update.
         """
         rows = [u for u in self.updates if u.stage == stage]
         first = {u.replica: u.finished_s for u in reversed(rows)}
-        if not rows:
+        begin, end = (
+            max(first.values(), default=0.0),
+            max((u.finished_s for u in rows), default=0.0),
+        )
+        if end <= begin:
             return 0.0
-        begin = max(first.values())
-        counted = [u for u in rows if u.finished_s > begin]
-        if not counted:
-            return 0.0
-        return sum(u.frames for u in counted) / (counted[-1].finished_s - begin)
+        frames = 0.0
+        for u in rows:
+            after = u.finished_s - max(u.started_s, begin)
+            frames += u.frames * max(0.0, after) / max(1e-6, u.finished_s - u.started_s)
+        return frames / (end - begin)
 
     def _show(self, update: Update) -> None:
         recent = self.updates[-20:]
@@ -265,6 +275,8 @@ def _append(file: pathlib.Path) -> TextIO:
 
 
 def _bar(quiet: bool) -> rich_progress.Progress:
+    # A notebook shows a bar by ipywidgets; without them it gets the last line alone.
+    widgets = importlib.util.find_spec('ipywidgets') is not None
     return rich_progress.Progress(
         rich_progress.TextColumn('{task.description:<12}'),
         rich_progress.BarColumn(),
@@ -273,6 +285,7 @@ def _bar(quiet: bool) -> rich_progress.Progress:
         rich_progress.TextColumn('{task.fields[rate]} frames/s'),
         rich_progress.TextColumn('staleness {task.fields[staleness]}'),
         rich_progress.TimeRemainingColumn(),
+        console=rich_console.Console(force_jupyter=None if widgets else False),
         disable=quiet,
         transient=False,
     )

@@ -1,0 +1,56 @@
+"""The rate of a stage, and what a notebook shows of it."""
+
+import itertools
+import sys
+
+import pytest
+import rich
+from rich import console
+
+from seqtrain.training.monitor import Monitor, Update
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    made = Monitor(tmp_path, total=100, quiet=True)
+    yield made
+    made.close()
+
+
+def updates(monitor, replica, times_s, frames=100):
+    """One update after the other, from each time to the next."""
+    for seq, (begin, end) in enumerate(itertools.pairwise(times_s)):
+        monitor.updates.append(
+            Update('mmi', replica, seq, 0, (0, 0, 0), (0,), frames, {}, [], begin, begin, end)
+        )
+    monitor.updates.sort(key=lambda update: update.finished_s)
+
+
+def test_the_rate_leaves_compilation_out(monitor):
+    updates(monitor, 0, [0.0, 10.0, 11.0, 12.0, 13.0])
+    assert monitor.frames_per_s('mmi') == pytest.approx(100)
+
+
+def test_the_rate_of_a_stage_that_ends_with_its_slowest_compilation_is_what_was_done(monitor):
+    updates(monitor, 0, [0.0, 9.0, 10.0, 11.01])
+    updates(monitor, 1, [0.0, 11.0])
+    assert monitor.frames_per_s('mmi') == pytest.approx(100 / 1.01)
+
+
+def test_the_rate_of_several_replicas_is_their_sum(monitor):
+    updates(monitor, 0, [0.0, 3.0, *range(4, 12)])
+    updates(monitor, 1, [0.0, 3.5, *range(4, 12)])
+    assert monitor.frames_per_s('mmi') == pytest.approx((100 * 7.5 + 100 * 8) / 7.5)
+
+
+def test_without_a_second_update_there_is_no_rate(monitor):
+    assert monitor.frames_per_s('mmi') == 0.0
+    updates(monitor, 0, [0.0, 3.0])
+    assert monitor.frames_per_s('mmi') == 0.0
+
+
+def test_a_notebook_without_widgets_gets_no_warnings(tmp_path, monkeypatch):
+    monkeypatch.setattr(rich, '_console', None)  # made anew, as in a notebook
+    monkeypatch.setattr(console, '_is_jupyter', lambda: True)
+    monkeypatch.setitem(sys.modules, 'ipywidgets', None)
+    Monitor(tmp_path, total=100).close()  # a warning is an error here
