@@ -40,7 +40,7 @@ _BATCHES = flags.DEFINE_list('batches', ['1', '8', '32', '128'], 'Utterances per
 _FRAMES = flags.DEFINE_list('frames', ['150', '700'], 'Frames per utterance, T.')
 _BACKENDS = flags.DEFINE_list('backends', [], 'Backends; empty for all present.')
 _SECONDS = flags.DEFINE_float('seconds', 2.0, 'Time to spend on every case after compiling.')
-_KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'What to time.')
+_KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'What to time; see KERNELS.')
 _XLA_WORK = flags.DEFINE_float(
     'xla_work', 1e9, 'Leaves out cases of the xla backend with more arcs times frames than this.'
 )
@@ -77,6 +77,8 @@ GRAPHS: dict[str, Callable[[], Fsa]] = {
     '2kr': lambda: generated(2_000, 20_000, 500, per_state=False),
     '10kr': lambda: generated(10_000, 100_000, 3_000, per_state=False),
 }
+
+KERNELS = ('loss', 'viterbi')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +215,13 @@ def report(row: Row) -> None:
     )
 
 
+def numbers(flag: flags.FlagHolder) -> list[int]:
+    """The whole numbers of a flag, each 1 or more."""
+    if wrong := [word for word in flag.value if not (word.isdecimal() and int(word) > 0)]:
+        raise app.UsageError(f'--{flag.name} are numbers from 1 on; got {wrong}.')
+    return [int(word) for word in flag.value]
+
+
 def work(name: str, batch: int, frames: int) -> float:
     """Arcs × utterances × frames."""
     return GRAPHS[name]().num_arcs * batch * frames
@@ -276,19 +285,21 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
-    if unknown := [name for name in _GRAPHS.value if name not in GRAPHS]:
-        raise app.UsageError(f'Unknown graphs {unknown}; there are {list(GRAPHS)}.')
+    choices = ((_GRAPHS, GRAPHS), (_KERNELS, KERNELS), (_BACKENDS, ops.backends()))
+    for flag, known in choices:
+        if unknown := [name for name in flag.value if name not in known]:
+            raise app.UsageError(f'Unknown {flag.name} {unknown}; there are {list(known)}.')
+    backends = _BACKENDS.value or ops.backends()
     cases = [
-        Case(name, int(batch), int(frames), backend, kernel)
+        Case(name, batch, frames, backend, kernel)
         for name in _GRAPHS.value
-        for frames in _FRAMES.value
-        for batch in _BATCHES.value
+        for frames in numbers(_FRAMES)
+        for batch in numbers(_BATCHES)
         for kernel in _KERNELS.value
-        for backend in _BACKENDS.value or ops.backends()
-        if backend != 'xla' or work(name, int(batch), int(frames)) <= _XLA_WORK.value
+        for backend in backends
+        if backend != 'xla' or work(name, batch, frames) <= _XLA_WORK.value
     ]
     if _NUMERATORS.value:
-        backends = _BACKENDS.value or ops.backends()
         cases += [Case('num32', 32, 150, b, k) for k in _KERNELS.value for b in backends]
     rows = list(measured(cases, sys.argv))
     out = pathlib.Path(_OUT.value)

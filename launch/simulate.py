@@ -58,7 +58,10 @@ flags.DEFINE_float('bandwidth_spread', 0.0, "σ of the logarithm of the replicas
 flags.DEFINE_float('apply_s', 1e-3, 'How long a shard is busy with a push.')
 flags.DEFINE_float('replica_mtbf_s', float('inf'), 'Mean time between deaths of a replica.')
 flags.DEFINE_float('shard_mtbf_s', float('inf'), 'Mean time between deaths of a shard.')
-flags.DEFINE_float('backups', 0.05, 'Share of replicas that a round does without; at least one.')
+flags.DEFINE_float(
+    'backups', 0.05, 'Share of replicas that a round does without; at least one.',
+    lower_bound=0, upper_bound=1,
+)
 flags.DEFINE_integer('max_staleness', None, 'Bound τ of the asynchronous run, by waiting.')
 flags.DEFINE_bool('overlap', False, 'Compute while the exchange goes on.')
 flags.DEFINE_float('learning_rate', 0.3, 'Of the toy, divided by max(1, staleness).')
@@ -158,8 +161,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
-    if FLAGS.out:
-        extras.load('matplotlib')
+    if FLAGS.problem != 'acoustic':
+        for name in ('config', 'workdir'):
+            if getattr(FLAGS, name) is not None:
+                raise app.UsageError(f'--{name} needs --problem=acoustic.')
     results, numbers = {}, {}
     for mode in FLAGS.mode:
         started = time.perf_counter()
@@ -168,6 +173,8 @@ def main(argv: list[str]) -> None:
         except ValueError as error:
             raise app.UsageError(str(error)) from None
         try:
+            if FLAGS.out:
+                extras.load('matplotlib')
             results[mode] = Simulation(planned, *trained(mode)).run()
         except errors.FOR_USERS as error:
             sys.exit(f'{type(error).__name__}: {error}')

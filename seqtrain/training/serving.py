@@ -149,6 +149,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if settings.ray_replicas and settings.transport != 'ray':
         raise ValueError('config.exchange.ray_replicas needs config.exchange.transport=ray.')
+    if settings.ray_address and settings.transport != 'ray':
+        raise ValueError('config.exchange.ray_address needs config.exchange.transport=ray.')
 
 
 def _check_rule(settings: ml_collections.ConfigDict) -> None:

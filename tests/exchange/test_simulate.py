@@ -230,6 +230,22 @@ def test_the_script_ends_with_json(tmp_path):
     assert (tmp_path / 'simulation.png').exists()
 
 
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [
+        ('--workdir=run', '--workdir needs --problem=acoustic'),
+        ('--config=configs/demo.py', '--config needs --problem=acoustic'),
+        ('--backups=1.5', 'backups'),
+    ],
+)
+def test_the_script_refuses_flags_that_nobody_reads(flag, message):
+    command = [sys.executable, 'launch/simulate.py', '--workers=2', '--duration_s=1', flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+
+
 @pytest.mark.slow
 def test_half_an_hour_of_a_thousand_replicas():
     """A quarter of what RESULTS.md times, at half the speed that is wanted there."""
