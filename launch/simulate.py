@@ -31,6 +31,7 @@ from seqtrain.exchange.scenario import KINDS, Dist, Problem, Quadratic, Result, 
 from seqtrain.exchange.simulate import Simulation
 from seqtrain.training import config as config_lib
 from seqtrain.training import errors, serving
+from seqtrain.training import experiment as experiment_lib
 from seqtrain.training.problem import AcousticProblem
 
 FLAGS = flags.FLAGS
@@ -132,7 +133,7 @@ def trained(mode: str) -> tuple[Any, Problem | None]:
         return rule, Quadratic(noise=FLAGS.noise, seed=FLAGS.seed)
     config, kind = experiment()
     config.exchange.mode = 'async' if mode == 'async' else 'sync'
-    serving.check(config)
+    experiment_lib.check(config)
     return serving.rule(config, kind), acoustic()
 
 
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     if FLAGS.problem != 'acoustic':
         for name in ('config', 'workdir'):
-            if getattr(FLAGS, name) is not None:
+            if FLAGS[name].present:
                 raise app.UsageError(f'--{name} needs --problem=acoustic.')
     results, numbers = {}, {}
     for mode in FLAGS.mode:
@@ -187,4 +188,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=config_lib.parse_flags)

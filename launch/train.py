@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from seqtrain.exchange.memory import keep_freed_memory
-from seqtrain.training import errors, experiment
+from seqtrain.training import config, errors, experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.', required=True)
@@ -45,4 +45,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=config.parse_flags)

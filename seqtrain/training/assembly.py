@@ -21,7 +21,7 @@ from seqtrain.data.utterance import DataError, Utterance
 from seqtrain.graphs import Lexicon, Topology
 from seqtrain.training import devices, lattice_outer, lattice_stage, prepare, steps
 from seqtrain.training.batching import Batcher
-from seqtrain.training.config import pick, section
+from seqtrain.training.config import ConfigError, pick, section
 
 _DATA = '../shared/data'
 
@@ -112,7 +112,7 @@ def network(
         context = pick(model, 'num_layers', 'left', 'right')
         made = models.Dnn(models.DnnConfig(**size, **shared, **context), rngs=rngs)
     else:
-        raise ValueError(f'config.model.kind is {model.kind!r}; choose tdnn or dnn.')
+        raise ConfigError(f'config.model.kind is {model.kind!r}; choose tdnn or dnn.')
     return steps.Network.make(made)
 
 

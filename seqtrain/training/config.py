@@ -4,11 +4,15 @@ Only `training/` and `launch/` see it. `section` turns a part of it into a froze
 is what the layers below receive; a field that a dataclass does not have is an error there.
 """
 
+import contextlib
 import dataclasses
 import functools
+import sys
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import ml_collections
+from absl import app
 from ml_collections import config_dict
 
 T = TypeVar('T')
@@ -33,6 +37,19 @@ _LEAST = {
     'checkpoint.every_updates': 1,
     'checkpoint.keep': 1,
 }
+
+
+class ConfigError(ValueError):
+    """Fields of the config that cannot be; the message names them and says what to do."""
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """While the config is looked at, and nothing else is done, a ValueError is a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def default() -> ml_collections.ConfigDict:
@@ -99,6 +116,17 @@ def section(cls: type[T], config: ml_collections.ConfigDict, **extra: Any) -> T:
     if unknown := sorted(values.keys() - known):
         raise ValueError(f'{cls.__name__} has no field {unknown[0]!r}; it has {sorted(known)}.')
     return cls(**values)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Absl's `flags_parser` that says in a sentence which `--config.field` there is not."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        cause: Any = error
+        while isinstance(cause, Exception):  # they hold each other
+            cause = cause.args[0]
+        sys.exit(f'ConfigError: the config has no field {". ".join(str(cause).splitlines())}')
 
 
 def pick(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:

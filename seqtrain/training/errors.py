@@ -10,11 +10,13 @@ from seqtrain.graphs import LexiconError, OovError
 from seqtrain.graphs.alignment_files import CtmError
 from seqtrain.graphs.arpa import ArpaError
 from seqtrain.training.checkpoint import CheckpointError
+from seqtrain.training.config import ConfigError
 from seqtrain.training.workdir import WorkdirError
 
-FOR_USERS: tuple[type[Exception], ...] = (
+_OF_ALL: tuple[type[Exception], ...] = (
     ArpaError,
     CheckpointError,
+    ConfigError,
     CtmError,
     DataError,
     EventLogError,
@@ -28,6 +30,9 @@ FOR_USERS: tuple[type[Exception], ...] = (
     ReplayError,
     WorkdirError,
 )
+"""What one replica meets the others will meet, too."""
+
+FOR_USERS: tuple[type[Exception], ...] = (*_OF_ALL, OSError)
 """Their message is a sentence that says what to do: no traceback is shown."""
 
 
@@ -39,7 +44,7 @@ def of_replica(error: BaseException) -> bool:
     """
     if isinstance(error, ExchangeError) and error.__cause__ is not None:
         error = error.__cause__
-    return isinstance(error, Exception) and not isinstance(error, FOR_USERS)
+    return isinstance(error, Exception) and not isinstance(error, _OF_ALL)
 
 
 def line(error: BaseException) -> str:

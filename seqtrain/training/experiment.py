@@ -39,7 +39,7 @@ from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.fleet import Connect, Fleet, ReplicaLike, run_stage
 from seqtrain.training.lattice_source import LatticeWork
-from seqtrain.training.leasing import LeaseDesk, lease_book, parts
+from seqtrain.training.leasing import LeaseDesk, by_speaker, lease_book, parts
 from seqtrain.training.monitor import Monitor
 from seqtrain.training.replica import CompileGate, Work, connected
 from seqtrain.training.stage import Stage, plan
@@ -57,17 +57,28 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
       quiet: no progress bar.
 
     Raises:
-      WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says what to do.
+      ConfigError, WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says
+        what to do.
       KeyboardInterrupt: after a checkpoint was written; the same command goes on from there.
     """
-    config_lib.check(config)
-    start.check(config)
-    serving.check(config)
-    lattice_stage.check(config)
-    development.check(config)
+    check(config)
     serving.start_transport(config)
     devices.set_up(devices.count(config.exchange), config.data.cache_dir)
     return _run(config, pathlib.Path(path), quiet)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for fields that contradict each other, before anything is made of them."""
+    with config_lib.checking():
+        config_lib.check(config)
+        start.check(config)
+        serving.check(config)
+        lattice_stage.check(config)
+        development.check(config)
+        start.is_tied(config)
+        by_speaker(config)
+        assembly.graph_config(config).monophones(1)
+        plan(config)
 
 
 def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:

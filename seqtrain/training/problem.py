@@ -18,6 +18,7 @@ from seqtrain.data.leases import Lease, LeaseBook
 from seqtrain.exchange import Partition
 from seqtrain.training import assembly, bootstrap, devices, lattice_stage, start
 from seqtrain.training.batching import Batcher
+from seqtrain.training.config import ConfigError
 
 _LARGE = 1 << 20
 
@@ -32,12 +33,12 @@ class AcousticProblem:
       loss_batches: on how many batches the loss is measured.
 
     Raises:
-      ValueError: the config asks for lattices or for tied states from scratch.
+      ConfigError: the config asks for lattices or for tied states from scratch.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, kind: str = 'ce', loss_batches: int = 4):
         if lattice_stage.on_lattices(config) or start.needs_monophones(config):
-            raise ValueError(
+            raise ConfigError(
                 'The simulator trains on the lattice-free graph, and on tied states only from '
                 'a run: set config.sequence.graph=lattice_free, config.graph.context=mono or '
                 'config.start_from.'
