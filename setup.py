@@ -95,6 +95,7 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['seqtrain', 'seqtrain.*']),
     package_data={
+        'seqtrain': ['py.typed'],
         'seqtrain.ops.cpu': ['*.h', '*.inc', '*.cc'],
         'seqtrain.lattices.native': ['*.cc'],
     },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seqtrain.losses.validity import check_logits, clean_logits, frame_mask
+from seqtrain.losses.validity import check_logits, clean_logits, frame_mask, legal_lengths
+from seqtrain.ops.forward_backward import integers
 from seqtrain.types import Lengths, PerUtterance, Scores, Valid
 
 
@@ -25,22 +26,26 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
     Returns:
       f32[B], summed over frames (nats); 0 at length 0. A label ≥ P, a soft label that is not
       finite, or a frame with NaN, +inf or nothing but −inf, in valid frames that are not left out,
-      gives NaN for that utterance alone, with gradient 0: mask it by the `valid` of a sequence
-      criterion.
+      or a length outside 0..T, gives NaN for that utterance alone, with gradient 0: mask it by the
+      `valid` of a sequence criterion.
 
     Raises:
-      ValueError: labels of another shape, logits that are not float32.
+      ValueError: labels of another shape, labels [B, T] or lengths that are no integers, logits
+        that are not float32.
     """
     check_logits(logits)
+    labels = jnp.asarray(labels)
     if labels.shape not in (logits.shape[:2], logits.shape):
         raise ValueError(
             f'labels must be [B, T] or [B, T, P] as the logits {logits.shape}; got {labels.shape}.'
         )
     soft = labels.ndim == 3
+    labels = labels if soft else integers(labels, 'labels [B, T]')
     mask = frame_mask(logits, lengths) & ((labels != 0).any(-1) if soft else labels >= 0)
     known = jnp.isfinite(labels).all(-1) if soft else labels < logits.shape[2]
     # A frame with a label that nobody can read is as bad as one without a softmax.
     clean, bad = clean_logits(jnp.where(known[:, :, None], logits, jnp.nan), mask)
+    bad |= ~legal_lengths(logits, lengths)
     mask &= ~bad[:, None]
     log_probs = jax.nn.log_softmax(clean, axis=-1)
     if soft:
@@ -63,7 +68,7 @@ def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) ->
     Args:
       value: f32[B], a sequence criterion's value (larger is better).
       frame_loss: f32[B], cross-entropy of the same outputs (smaller is better).
-      weight: w, between 0 and 1; usually near 0.1.
+      weight: w, between 0 and 1; usually near 0.1. A traced one is not checked.
 
     Returns:
       f32[B].
@@ -71,9 +76,12 @@ def f_smoothing(value: PerUtterance, frame_loss: PerUtterance, weight: float) ->
     Raises:
       ValueError: a weight outside 0..1.
     """
-    if not 0 <= weight <= 1:
+    if isinstance(weight, jax.core.Tracer):
+        weight = weight.astype(value.dtype)
+    elif 0 <= weight <= 1:
+        weight = float(weight)
+    else:
         raise ValueError(f'The weight of F-smoothing must lie between 0 and 1; got {weight}.')
-    weight = float(weight)
     return (1 - weight) * value - weight * frame_loss
 
 
@@ -86,10 +94,10 @@ def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
 
     Returns:
       f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
-      finite.
+      finite or the length lies outside 0..T.
 
     Raises:
-      ValueError: logits that are not float32.
+      ValueError: lengths that are no integers, logits that are not float32.
     """
     kept, bad = _finite(logits, lengths)
     return jnp.where(bad, jnp.nan, 0.5 * jnp.square(kept).sum((1, 2)))
@@ -108,10 +116,10 @@ def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUt
 
     Returns:
       f32[B], to be minimised; 0 at length 0; NaN, with gradient 0, where a valid frame is not
-      finite.
+      finite or the length lies outside 0..T.
 
     Raises:
-      ValueError: logits that are not float32.
+      ValueError: lengths that are no integers, logits that are not float32.
     """
     kept, bad = _finite(logits, lengths)
     beyond = jnp.maximum(jnp.abs(kept) - jnp.asarray(limit, kept.dtype), 0.0)
@@ -119,8 +127,8 @@ def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUt
 
 
 def _finite(logits: Scores, lengths: Lengths) -> tuple[Scores, Valid]:
-    """Logits, 0 in padding and bad utterances; and bool[B], where a valid frame is not finite."""
+    """Logits, 0 in padding and bad utterances; and bool[B], which utterances are bad."""
     check_logits(logits)
     mask = frame_mask(logits, lengths)[:, :, None]
-    bad = (mask & ~jnp.isfinite(logits)).any((1, 2))
+    bad = (mask & ~jnp.isfinite(logits)).any((1, 2)) | ~legal_lengths(logits, lengths)
     return jnp.where(mask & ~bad[:, None, None], logits, 0.0), bad

@@ -46,7 +46,7 @@ def lf_mmi(
       denominator: shared (`ops.pack`) or one per utterance.
       leaky: coefficient of the leaky HMM in the denominator (see `ops.log_partition`).
       acoustic_scale: κ.
-      denominator_scale: c.
+      denominator_scale: c; where it is not finite, nothing is valid. κ, b and c may be traced.
       log_priors: f32[P], subtracted from the logits of every frame (natural log).
       boost: b, usually 0.05 to 0.1; needs `accuracy`.
       accuracy: f32[B, T, P], what a path earns per frame (see `losses.frame_accuracy`).
@@ -70,20 +70,26 @@ def lf_mmi(
     against = _boosted(fixed, boost, accuracy)
     den, den_gamma = ops.occupancies(against, lengths, denominator, leaky=leaky, backend=backend)
     graphs = (numerators, denominator) if leaky == 0 else (numerators,)
-    out = validity.outcome(_difference(num, den, scale), num, den, lengths, graphs, num_gamma)
+    judged = jnp.where(jnp.isfinite(scale), den, jnp.nan)
+    value = _difference(num, den, scale)
+    out = validity.outcome(value, num, judged, lengths, graphs, num_gamma)
     gradient = num_gamma - scale * den_gamma
     keep = out.valid[:, None, None]
     if drop_below is not None:
         keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
     gradient = jnp.where(keep, gradient, 0.0)
-    return out.replace(value=attach(scores, out.value, gradient))
+    value = attach(scores, out.value, gradient)
+    # `attach` gives the value without its derivative by c, which is −log Σ_den.
+    change = (scale - jax.lax.stop_gradient(scale)) * jnp.where(out.valid, den, 0.0)
+    change = jnp.where(out.valid, change, 0.0)
+    return out.replace(value=value - change, denominator=den)
 
 
 def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:
     """score − b·A, after a look at what was given."""
     if accuracy is not None and accuracy.shape != scores.shape:
         raise ValueError(f'accuracy must be {scores.shape}; got {accuracy.shape}.')
-    if not boost:
+    if _is(boost, 0):
         return scores
     if accuracy is None:
         raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
@@ -133,7 +139,7 @@ def ctc_crf(
       lengths: i32[B].
       numerators: one CTC graph per utterance; weights may carry the label LM.
       denominator: CTC topology composed with the label LM.
-      ctc_weight: λ.
+      ctc_weight: λ; where it is not finite, nothing is valid.
       backend: see `ops.log_partition`.
 
     Returns:
@@ -145,7 +151,10 @@ def ctc_crf(
     scores = log_softmax(logits, lengths)
     num = ops.log_partition(scores, lengths, numerators, backend=backend)
     den = ops.log_partition(scores, lengths, denominator, backend=backend)
-    value = _difference(jnp.asarray(1.0 + ctc_weight, num.dtype) * num, den, 1.0)
+    weight = jnp.asarray(1.0 + ctc_weight, num.dtype)
+    known = jnp.isfinite(weight)
+    num = jnp.where(known, num, jnp.nan)
+    value = _difference(jnp.where(known, weight, 0.0) * num, den, 1.0)
     return validity.outcome(value, num, den, lengths, (numerators, denominator))
 
 
@@ -157,10 +166,17 @@ def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) 
                 f'log_priors must be [P] = {logits.shape[2:]}; got {jnp.shape(log_priors)}.'
             )
         logits = logits - jnp.asarray(log_priors, logits.dtype)[None, None, :]
-    if acoustic_scale == 1.0:
+    if _is(acoustic_scale, 1):
         return logits
     # A NumPy scalar would bring its own precision with it.
-    return jnp.asarray(acoustic_scale, logits.dtype) * logits
+    scale = jnp.asarray(acoustic_scale, logits.dtype)
+    known = jnp.isfinite(scale)  # 0 · NaN would reach the gradient
+    return jnp.where(known, jnp.where(known, scale, 0.0) * logits, jnp.nan)
+
+
+def _is(scale: float, constant: float) -> bool:
+    """Whether a scale is known to be this number; what is traced may be any."""
+    return not isinstance(scale, jax.core.Tracer) and bool(scale == constant)
 
 
 def log_softmax(logits: Scores, lengths: Lengths) -> Scores:

@@ -17,6 +17,7 @@ from seqtrain.losses import validity
 from seqtrain.losses.mmi import scaled
 from seqtrain.losses.validity import Outcome
 from seqtrain.ops import Graph
+from seqtrain.ops.forward_backward import integers
 from seqtrain.types import Labels, Lengths, Scores
 
 
@@ -54,11 +55,16 @@ def frame_accuracy(
       f32[B, T, P].
 
     Raises:
-      ValueError: classes of another length than P, silence pdfs outside 0..P−1, a max_silence_error
-        outside 0..1.
+      ValueError: labels that are no integers [B, T], classes of another length than P, silence pdfs
+        outside 0..P−1, a max_silence_error outside 0..1.
     """
     if not 0 <= max_silence_error <= 1:
         raise ValueError(f'max_silence_error must lie between 0 and 1; got {max_silence_error}.')
+    labels = integers(labels, 'labels')
+    if labels.ndim != 2:
+        raise ValueError(f'labels must be [B, T]; got {labels.shape}.')
+    if np.ndim(silence) != 1:
+        raise ValueError(f'silence is a sequence of pdfs, such as [0]; got {silence!r}.')
     kind = np.arange(num_pdfs) if classes is None else np.asarray(classes)
     if kind.shape != (num_pdfs,):
         raise ValueError(f'classes must hold one class for each of {num_pdfs} pdfs.')
@@ -210,6 +216,7 @@ def mpe(
       ValueError: as in `frame_accuracy` and `bayes_risk`.
     """
     # Padding must not lengthen the last phone.
+    labels = integers(labels, 'labels')
     labels = jnp.where(validity.frame_mask(logits, lengths), labels, -1)
     accuracy = frame_accuracy(
         labels,

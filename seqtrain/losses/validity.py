@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqtrain.ops import NEVER, Graph
+from seqtrain.ops.forward_backward import integers
 from seqtrain.types import Lengths, PerUtterance, Scores, Valid
 
 
@@ -74,6 +75,7 @@ def outcome(
     Returns:
       An `Outcome`, with value and gradient masked.
     """
+    lengths = integers(lengths, 'lengths')
     shortest = jnp.zeros_like(lengths)
     for graph in graphs:
         shortest = jnp.maximum(shortest, graph.min_frames)
@@ -117,5 +119,18 @@ def clean_logits(logits: Scores, mask: jax.Array) -> tuple[Scores, Valid]:
 
 
 def frame_mask(scores: Scores, lengths: Lengths):
-    """bool[B, T], True in valid frames."""
-    return jnp.arange(scores.shape[1]) < lengths[:, None]
+    """bool[B, T], True in valid frames.
+
+    Raises:
+      ValueError: lengths that are no integers, or not one for each utterance.
+    """
+    lengths = integers(lengths, 'lengths')
+    if lengths.shape != scores.shape[:1]:
+        raise ValueError(f'lengths must be {scores.shape[:1]}; got {lengths.shape}.')
+    return jnp.arange(scores.shape[1])[None, :] < lengths[:, None]
+
+
+def legal_lengths(scores: Scores, lengths: Lengths) -> Valid:
+    """bool[B], where a length lies within 0..T."""
+    lengths = integers(lengths, 'lengths')
+    return (lengths >= 0) & (lengths <= scores.shape[1])

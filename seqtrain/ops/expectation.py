@@ -42,10 +42,9 @@ def expected_accuracy(
       log_z f32[B], as `log_partition` gives it, but without a gradient.
 
     Raises:
-      ValueError: shapes that do not fit, a leaky that is negative or not finite, an unknown
-        backend.
+      ValueError: as in `log_partition`, and an accuracy that does not fit.
     """
-    forward_backward.check(scores, lengths, graph, leaky, backend)
+    lengths = forward_backward.check(scores, lengths, graph, leaky, backend)
     if accuracy.shape != scores.shape or accuracy.dtype != jnp.float32:
         raise ValueError(
             f'accuracy must be float32 of shape {scores.shape}; got {accuracy.dtype} '
@@ -72,13 +71,13 @@ def _expected_bwd(leaky, backend, gradient, cotangents):
 _expected.defvjp(_expected_fwd, _expected_bwd)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _once(scores, lengths, graph, accuracy, leaky, backend):
     return _run(scores, lengths, graph, accuracy, leaky, backend)
 
 
 @_once.defjvp
-def _once_jvp(lengths, graph, accuracy, leaky, backend, primals, tangents):
+def _once_jvp(leaky, backend, primals, tangents):
     raise NotImplementedError(
         'expected_accuracy can be differentiated once; wrap the scores in '
         'jax.lax.stop_gradient where you do not want its second derivative.'

@@ -46,10 +46,10 @@ def log_partition(
       is untouched. Length 0: the weight of starting and ending at once.
 
     Raises:
-      ValueError: shapes that do not fit, a leaky that is negative or not finite, an unknown
-        backend.
+      ValueError: shapes that do not fit, lengths that are no integers, a leaky that is negative,
+        not finite or traced, an unknown backend.
     """
-    check(scores, lengths, graph, leaky, backend)
+    lengths = check(scores, lengths, graph, leaky, backend)
     return _log_partition(scores, lengths, graph, float(leaky), backend)
 
 
@@ -76,7 +76,7 @@ def occupancies(
     Raises:
       ValueError: as in `log_partition`.
     """
-    check(scores, lengths, graph, leaky, backend)
+    lengths = check(scores, lengths, graph, leaky, backend)
     return _occupancies(scores, lengths, graph, float(leaky), backend)
 
 
@@ -193,8 +193,24 @@ def cleaned(scores, valid):
     return jnp.where(bad | ~valid[:, :, None] | broken[:, None, None], 0.0, scores), broken
 
 
-def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
-    """Raises ValueError with a sentence where arguments do not fit together."""
+def integers(values, name: str) -> jax.Array:
+    """Lengths or labels as i32; ValueError with a sentence if they are no integers."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError):
+        raise ValueError(f'{name} must be integers; got {type(values).__name__}.') from None
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f'{name} must be integers; got {array.dtype}.')
+    return array.astype(jnp.int32)
+
+
+def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> jax.Array:
+    """The lengths as an array; ValueError with a sentence where arguments do not fit together."""
+    if not isinstance(graph, Graph):
+        raise ValueError(
+            f'A graph comes from ops.pack or ops.pack_batch; got {type(graph).__name__}.'
+        )
+    lengths = integers(lengths, 'lengths')
     if scores.ndim != 3 or lengths.shape != scores.shape[:1]:
         raise ValueError(
             f'scores must be [B, T, P] and lengths [B]; got {scores.shape} and {lengths.shape}.'
@@ -210,6 +226,9 @@ def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> None:
             f'The graph uses pdfs up to {graph.num_pdfs - 1}; the scores have only '
             f'{scores.shape[2]} columns. Was it built for another network?'
         )
+    if isinstance(leaky, jax.core.Tracer):
+        raise ValueError('leaky is part of the program: give a number, not a traced value.')
     if not 0 <= leaky <= float(jnp.finfo(jnp.float32).max):
         raise ValueError(f'leaky must be finite and at least 0; got {leaky}.')
     dispatch.check(backend)
+    return lengths

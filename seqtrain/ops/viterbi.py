@@ -39,7 +39,7 @@ def viterbi(
     Raises:
       ValueError: shapes that do not fit, an unknown backend.
     """
-    forward_backward.check(scores, lengths, graph, 0.0, backend)
+    lengths = forward_backward.check(scores, lengths, graph, 0.0, backend)
     return _run(jax.lax.stop_gradient(scores), lengths, graph, backend)
 
 

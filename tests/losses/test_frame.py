@@ -184,3 +184,39 @@ def test_f_smoothing_mixes_the_gradients():
 def test_attach_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match='attach takes'):
         losses.attach(jnp.zeros((2, 3, 4)), jnp.zeros(2), jnp.zeros((2, 3, 5)))
+
+
+@pytest.mark.parametrize('wrong', [-1, 4])
+def test_a_length_outside_the_batch_is_the_trouble_of_one_utterance(wrong):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    labels = jnp.ones((2, 3), jnp.int32)
+    for loss in (
+        lambda x, n: losses.cross_entropy(x, labels, n),
+        lambda x, n: losses.cross_entropy(x, jax.nn.one_hot(labels, 4), n),
+        lambda x, n: losses.output_l2(x, n),
+        lambda x, n: losses.out_of_range(x, n, limit=0.1),
+    ):
+        value, pull = jax.vjp(lambda x, loss=loss: loss(x, jnp.array([3, wrong])), logits)
+        want, pull_right = jax.vjp(lambda x, loss=loss: loss(x, jnp.array([3, 3])), logits)
+        assert np.isnan(value[1])
+        assert value[0] == want[0]
+        np.testing.assert_array_equal(pull(value)[0][0], pull_right(want)[0][0])
+        assert not np.any(pull(value)[0][1])
+
+
+def test_lists_are_arrays_and_other_kinds_get_a_sentence():
+    logits, labels, lengths = jnp.zeros((1, 2, 3)), [[0, -1]], [2]
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels, lengths), [np.log(3)])
+    np.testing.assert_array_equal(losses.output_l2(logits, lengths), [0.0])
+    with pytest.raises(ValueError, match=r'labels \[B, T\] must be integers; got float32'):
+        losses.cross_entropy(logits, jnp.zeros((1, 2)), lengths)
+    with pytest.raises(ValueError, match='lengths must be integers'):
+        losses.output_l2(logits, [2.0])
+    with pytest.raises(ValueError, match=r'lengths must be \(1,\)'):
+        losses.output_l2(logits, [[2]])
+
+
+def test_the_weight_of_f_smoothing_may_be_traced():
+    value, loss = jnp.array([3.0]), jnp.array([1.0])
+    smooth = jax.value_and_grad(lambda w: losses.f_smoothing(value, loss, w).sum())
+    np.testing.assert_allclose(jax.jit(smooth)(0.25), (2.0, -4.0))

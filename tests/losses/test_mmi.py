@@ -171,6 +171,69 @@ def test_what_does_not_fit_gets_a_sentence(batch):
             losses.lf_mmi(jnp.asarray(logits), lengths, num, den, **options)
 
 
+def test_graphs_are_packed_and_lengths_are_integers(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    with pytest.raises(ValueError, match=r'ops\.pack or ops\.pack_batch; got Fsa'):
+        losses.lf_mmi(jnp.asarray(logits), lengths, num, loop(3))
+    with pytest.raises(ValueError, match='lengths must be integers'):
+        losses.lf_mmi(jnp.asarray(logits), [5.0, 4.0, 3.0], num, den)
+    listed = losses.lf_mmi(jnp.asarray(logits), lengths.tolist(), num, den)
+    want = losses.lf_mmi(jnp.asarray(logits), lengths, num, den)
+    np.testing.assert_array_equal(listed.value, want.value)
+
+
+@pytest.mark.parametrize(
+    'scales', [{'acoustic_scale': 0.3}, {'denominator_scale': 0.7}, {'boost': 0.1}]
+)
+def test_scales_may_be_traced(batch, scales):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    logits, accuracy = jnp.asarray(logits), jnp.asarray(logits > 0, jnp.float32)
+
+    def criterion(scales):
+        return losses.lf_mmi(logits, lengths, num, den, accuracy=accuracy, **scales).value
+
+    np.testing.assert_allclose(jax.jit(criterion)(scales), criterion(scales), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['acoustic_scale', 'denominator_scale'])
+def test_scales_have_their_gradient(batch, name):
+    numerators, logits, lengths = batch
+    lengths = np.array([5, 2, 3])  # one is too short
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+
+    def total(scale):
+        return losses.lf_mmi(jnp.asarray(logits), lengths, num, den, **{name: scale}).value.sum()
+
+    jax.test_util.check_grads(total, (0.7,), order=1, modes=['rev'], rtol=1e-2, atol=1e-2)
+
+
+def test_the_leak_is_part_of_the_program(batch):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    with pytest.raises(ValueError, match='leaky is part of the program'):
+        jax.jit(lambda k: losses.lf_mmi(logits, lengths, num, den, leaky=k).value)(0.1)
+
+
+@pytest.mark.parametrize('name', ['acoustic_scale', 'denominator_scale', 'boost', 'ctc_weight'])
+@pytest.mark.parametrize('scale', [np.nan, np.inf])
+def test_scales_that_are_not_finite_leave_nothing_valid(batch, name, scale):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    options = {'accuracy': jnp.ones(logits.shape)} if name == 'boost' else {}
+    criterion = losses.ctc_crf if name == 'ctc_weight' else losses.lf_mmi
+
+    def total(x):
+        out = criterion(x, lengths, num, den, **{name: scale}, **options)
+        return out.value.sum(), out
+
+    (_, out), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logits))
+    assert not out.valid.any()
+    assert not np.any(out.value)
+    assert not np.any(gradient)
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('lattices', [False, True])
 def test_leaky_denominator_matches_float64(batch, backend, lattices):

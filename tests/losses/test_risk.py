@@ -163,5 +163,19 @@ def test_bad_input_gets_a_sentence():
         losses.frame_accuracy(labels, 3, classes=[0, 1])
     with pytest.raises(ValueError, match='outside'):
         losses.frame_accuracy(labels, 3, silence=[3])
+    with pytest.raises(ValueError, match='silence is a sequence'):
+        losses.frame_accuracy(labels, 3, silence=0)
+    with pytest.raises(ValueError, match='labels must be integers; got float32'):
+        losses.frame_accuracy(labels.astype(jnp.float32), 3)
+    with pytest.raises(ValueError, match=r'labels must be \[B, T\]'):
+        losses.frame_accuracy(labels[0], 3)
     with pytest.raises(ValueError, match='max_silence_error must lie between 0 and 1'):
         losses.frame_accuracy(labels, 3, silence=[0], max_silence_error=2)
+
+
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+def test_labels_and_denominator_in_the_wrong_order_get_a_sentence(setting, name):
+    fsas, logits, labels, lengths = setting
+    phones = {'phones': range(logits.shape[2])} if name == 'mpe' else {}
+    with pytest.raises(ValueError, match='labels must be integers; got Graph'):
+        getattr(losses, name)(logits, lengths, ops.pack(fsas[0]), labels, **phones)
