@@ -6,6 +6,7 @@ import sys
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 HERE = pathlib.Path(__file__).parent
 
@@ -85,6 +86,18 @@ class BuildCore(build_ext):
             print(f'seqtrain: C++ core not built ({error}); it will run on xla.', file=sys.stderr)
 
 
+class WholeSource(sdist):
+    """The source as it lies in the repository: launch, configs, tests and pages, too."""
+
+    def make_distribution(self):
+        found = [*HERE.glob('*.md'), HERE / 'Makefile', HERE / 'seqtrain/exchange/README.md']
+        for folder in ('.ci', 'configs', 'docs', 'launch', 'notebooks', 'tests'):
+            found += (HERE / folder).rglob('*')
+        kept = (p for p in found if p.is_file() and '__pycache__' not in p.parts)
+        self.filelist.extend(sorted(str(p.relative_to(HERE)) for p in kept))
+        super().make_distribution()
+
+
 setup(
     name='seqtrain',
     version='0.1.0',
@@ -100,7 +113,7 @@ setup(
         'seqtrain.lattices.native': ['*.cc'],
     },
     ext_modules=[*core(), search()],
-    cmdclass={'build_ext': BuildCore},
+    cmdclass={'build_ext': BuildCore, 'sdist': WholeSource},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -28,3 +29,20 @@ def test_a_part_is_imported_when_it_is_named():
 def test_the_types_are_for_others_too():
     assert (FOLDER / 'py.typed').is_file()
     assert "'py.typed'" in (FOLDER.parent / 'setup.py').read_text()
+
+
+@pytest.mark.slow
+def test_a_source_archive_holds_what_the_repository_holds(tmp_path):
+    if not (FOLDER.parent / '.git').exists():
+        pytest.skip('no repository to compare with')
+    command = [sys.executable, 'setup.py', '-q', 'egg_info', f'--egg-base={tmp_path}']
+    command += ['sdist', f'--dist-dir={tmp_path}']
+    subprocess.run(command, cwd=FOLDER.parent, check=True, capture_output=True)
+    (archive,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(archive) as content:
+        names = {name.partition('/')[2] for name in content.getnames()}
+    listed = subprocess.run(
+        ['git', 'ls-files'], cwd=FOLDER.parent, capture_output=True, text=True, check=True
+    )
+    hidden = {'.gitignore'}
+    assert set(listed.stdout.split()) - hidden <= names

@@ -80,10 +80,12 @@ def frame_accuracy(
     reference = jnp.where(known, jnp.asarray(kind)[jnp.where(known, labels, 0)], -1)
     right = (reference[:, :, None] == jnp.asarray(kind)[None, None, :]) & known[:, :, None]
     if not one_silence_class:
-        right = right & ~silent
+        right = right & ~silent[None, None, :]
     accuracy = right.astype(jnp.float32)
     speech = known & ~silent[jnp.where(known, labels, 0)]
-    accuracy += jnp.where(speech[:, :, None] & silent & ~right, 1 - max_silence_error, 0.0)
+    accuracy += jnp.where(
+        speech[:, :, None] & silent[None, None, :] & ~right, 1 - max_silence_error, 0.0
+    )
     return accuracy / _segment_lengths(reference)[:, :, None] if per_segment else accuracy
 
 

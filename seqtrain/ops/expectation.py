@@ -86,7 +86,7 @@ def _once_jvp(leaky, backend, primals, tangents):
 
 @partial(jax.jit, static_argnames=('leaky', 'backend'))
 def _run(scores, lengths, graph: Graph, accuracy, leaky: float, backend: str):
-    valid = (jnp.arange(scores.shape[1]) < lengths[:, None])[:, :, None]
+    valid = (jnp.arange(scores.shape[1])[None, :] < lengths[:, None])[:, :, None]
     broken = (valid & ~jnp.isfinite(accuracy)).any((1, 2))
     accuracy = jnp.where(valid & ~broken[:, None, None], accuracy, 0.0)
     log_z, value, gradient = _kernel(

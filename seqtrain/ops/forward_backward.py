@@ -180,7 +180,7 @@ def sift(scores, lengths, graph: Graph, leaky: float):
       scores without NaN and +inf; lengths, 0 where the utterance is out; bool[B] broken, a valid
       frame held NaN or +inf; bool[B] hopeless, shorter than the graph's shortest path.
     """
-    valid = jnp.arange(scores.shape[1]) < lengths[:, None]
+    valid = jnp.arange(scores.shape[1])[None, :] < lengths[:, None]
     clean, broken = cleaned(scores, valid)
     hopeless = (lengths < graph.min_frames) & (leaky == 0)
     return clean, jnp.where(broken | hopeless, 0, lengths), broken, hopeless

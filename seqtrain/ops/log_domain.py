@@ -34,7 +34,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float):
     """
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
     frames = view.frames_first(scores)
-    active = jnp.arange(scores.shape[1])[:, None] < lengths
+    active = jnp.arange(scores.shape[1])[:, None] < lengths[None, :]
     weight, initial, final = (view.weights(w) for w in (graph.weight, graph.initial, graph.final))
 
     def backward(carry, step):

@@ -42,7 +42,7 @@ def expectation(scores, accuracy, lengths, graph: Graph, leaky: float):
     """
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
     frames = (view.frames_first(scores), view.frames_first(accuracy))
-    active = jnp.arange(scores.shape[1])[:, None] < lengths
+    active = jnp.arange(scores.shape[1])[:, None] < lengths[None, :]
     steps = _Steps(view, leaky)
     carry, history = jax.lax.scan(
         steps.backward, steps.last(scores.dtype), (*frames, active), reverse=True

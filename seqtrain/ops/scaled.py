@@ -73,7 +73,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
       A `Pass`.
     """
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])
-    active = jnp.arange(scores.shape[1])[:, None] < lengths
+    active = jnp.arange(scores.shape[1])[:, None] < lengths[None, :]
     emit, log_emit, in_range = emissions(scores, active, view)
     prob = jnp.exp(view.weights(graph.weight))
     weights = _Weights(
@@ -86,7 +86,7 @@ def forward_backward(scores, lengths, graph: Graph, leaky: float, dense: bool = 
     (alpha, power), history = _forward(view, weights, emit, active)
     end = view.total(alpha * weights.final)
     gamma, ratio = _backward(view, weights, emit, active, history, power, end)
-    agrees = ~active | (jnp.abs(ratio - 1) <= tolerance(lengths))
+    agrees = ~active | (jnp.abs(ratio - 1) <= tolerance(lengths)[None, :])
     log_z = log_of(end, power) + log_emit
     sound = in_range & (end > 0) & jnp.isfinite(log_z) & agrees.all(0)
     return Pass(log_z, view.utterances_first(gamma), sound & ~layout.wide(graph))

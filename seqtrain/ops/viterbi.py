@@ -49,7 +49,7 @@ def _run(scores, lengths, graph: Graph, backend: str):
 
 
 def _portable(scores, lengths, graph: Graph):
-    active = jnp.arange(scores.shape[1]) < lengths[:, None]
+    active = jnp.arange(scores.shape[1])[None, :] < lengths[:, None]
     scores, broken = forward_backward.cleaned(scores, active)
     broken = broken | layout.outside(graph, scores.shape[2])
     view = layout.Layout(graph, scores.shape[0], scores.shape[2])

@@ -179,3 +179,20 @@ def test_labels_and_denominator_in_the_wrong_order_get_a_sentence(setting, name)
     phones = {'phones': range(logits.shape[2])} if name == 'mpe' else {}
     with pytest.raises(ValueError, match='labels must be integers; got Graph'):
         getattr(losses, name)(logits, lengths, ops.pack(fsas[0]), labels, **phones)
+
+
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+@pytest.mark.parametrize(
+    'strict', [jax.checking_leaks, lambda: jax.numpy_rank_promotion('raise')], ids=['leaks', 'rank']
+)
+def test_the_checks_of_jax_find_nothing(setting, name, strict):
+    fsas, logits, labels, lengths = setting
+    den, options = ops.pack(fsas[0]), {'phones': range(3)} if name == 'mpe' else {}
+
+    def total(x):
+        criterion = getattr(losses, name)
+        return criterion(x, lengths, labels, den, backend='xla', **options).value.sum()
+
+    jax.clear_caches()
+    with strict():
+        assert np.isfinite(jax.jit(jax.grad(total))(logits)).all()

@@ -30,11 +30,11 @@ def command():
         ('--frames=0', "--frames are numbers from 1 on; got ['0']"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(monkeypatch, capsys, command, flag, message):
+def test_what_cannot_be_timed_is_refused(monkeypatch, capsys, command, flag, message, tmp_path):
     monkeypatch.setattr(command, 'measured', lambda *_: iter(()))
     monkeypatch.setattr(command, 'work', lambda *_: 0.0)
     with pytest.raises(SystemExit) as ended:
-        app.run(command.main, ['benchmark_core.py', flag])
+        app.run(command.main, ['benchmark_core.py', flag, f'--out={tmp_path}'])
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert message in printed.out + printed.err
