@@ -60,8 +60,11 @@ flags.DEFINE_float('apply_s', 1e-3, 'How long a shard is busy with a push.')
 flags.DEFINE_float('replica_mtbf_s', float('inf'), 'Mean time between deaths of a replica.')
 flags.DEFINE_float('shard_mtbf_s', float('inf'), 'Mean time between deaths of a shard.')
 flags.DEFINE_float(
-    'backups', 0.05, 'Share of replicas that a round does without; at least one.',
-    lower_bound=0, upper_bound=1,
+    'backups',
+    0.05,
+    'Share of replicas that a round does without; at least one.',
+    lower_bound=0,
+    upper_bound=1,
 )
 flags.DEFINE_integer('max_staleness', None, 'Bound τ of the asynchronous run, by waiting.')
 flags.DEFINE_bool('overlap', False, 'Compute while the exchange goes on.')
