@@ -125,7 +125,10 @@ def run_stage(
     """
     run = _StageRun(server, fleet, connect, stage, desk, monitor)
     due = every_updates
-    server.expect(number for number in sorted(fleet.alive) if desk.has_work(number))
+    at_work = {number for number in fleet.alive if desk.has_work(number)}
+    server.expect(sorted(at_work))
+    for number in sorted(fleet.alive - at_work):
+        server.expire(number)  # rounds would wait for it
     with _noting_ctrl_c(monitor.wake) as pressed:
         try:
             while not pressed and run.go_on():

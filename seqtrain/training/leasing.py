@@ -61,7 +61,7 @@ class LeaseDesk:
       updates: leases of the whole stage.
       equal_shares: every replica gets as many leases as the others, as synchronous rounds need;
         what the stage has beyond whole rounds is left out. A resumed stage may end with a round of
-        fewer replicas, but for rounds everyone has to have been there: everyone gets one at least.
+        fewer replicas.
       completed: how many of them were done before (in an earlier part of a resumed run).
     """
 
@@ -156,5 +156,4 @@ def _shares(replicas: Sequence[int], updates: int, completed: int) -> dict[int, 
     """How many leases each replica gets in a synchronous stage, or in the rest of one."""
     whole = updates - updates % len(replicas)
     share, more = divmod(max(0, whole - completed), len(replicas))
-    more = more if share else 0
     return {replica: share + (i < more) for i, replica in enumerate(replicas)}

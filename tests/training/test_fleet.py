@@ -81,3 +81,19 @@ def test_the_first_round_of_every_stage_waits_for_all_replicas(monkeypatch):
                       checkpoint=lambda: False)  # fmt: skip
             assert server.params().versions.numbers == (stage + 1, stage + 1)
         server.check()
+
+
+def test_a_resumed_round_does_not_wait_for_replicas_that_have_nothing_left_to_do():
+    @contextlib.contextmanager
+    def connect(number, life):
+        with server.connect(number, life=life) as client:
+            yield Pushing(client)
+
+    policy = exchange.Policy(mode='sync', num_workers=3)
+    with exchange.LocalServer(ONES, 2, exchange.rules.sgd(1.0), policy) as server:
+        book = LeaseBook(9, lambda order: [(0, [i]) for i in order], 3)
+        desk = LeaseDesk(book, {0, 1, 2}, 6, True, completed=4)
+        run_stage(server, Fleet(3, max_restarts=0), connect, 'resumed', desk, Notes(),
+                  every_updates=9, checkpoint=lambda: False)  # fmt: skip
+        assert server.params().versions.numbers == (1, 1)  # one round, of two replicas
+        server.check()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seqtrain.training import config as config_lib
-from seqtrain.training.workdir import Workdir, WorkdirError
+from seqtrain.training.workdir import Workdir, WorkdirError, write_json
 
 
 def test_a_second_run_in_one_workdir_is_refused(tmp_path):
@@ -59,8 +59,8 @@ def test_fields_that_came_after_a_run_have_their_defaults(tmp_path):
     def complete(old):
         return {'speeds': (1.0,), 'dev': '', **old}
 
-    with Workdir(tmp_path, {'updates': 1}):
-        pass
+    with Workdir(tmp_path, {'updates': 1}) as workdir:
+        write_json(workdir.path / 'result.json', {})
     with Workdir(tmp_path, {'updates': 1, 'speeds': (1.0,), 'dev': ''}, complete):
         pass
     with (
