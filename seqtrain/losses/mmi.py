@@ -78,11 +78,14 @@ def lf_mmi(
     if drop_below is not None:
         keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
     gradient = jnp.where(keep, gradient, 0.0)
-    value = attach(scores, out.value, gradient)
-    # `attach` gives the value without its derivative by c, which is −log Σ_den.
-    change = (scale - jax.lax.stop_gradient(scale)) * jnp.where(out.valid, den, 0.0)
-    change = jnp.where(out.valid, change, 0.0)
-    return out.replace(value=value - change, denominator=den)
+    value = attach(scores, out.value, gradient) - _change_by(scale, den, out.valid)
+    return out.replace(value=value, denominator=den)
+
+
+def _change_by(scale: jax.Array, den: jax.Array, valid: jax.Array) -> jax.Array:
+    """0, with the derivative by c that `attach` leaves out: log Σ_den."""
+    change = scale - jax.lax.stop_gradient(scale)
+    return jnp.where(valid, change * jnp.where(valid, den, 0.0), 0.0)
 
 
 def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:

@@ -63,18 +63,12 @@ def frame_accuracy(
     labels = integers(labels, 'labels')
     if labels.ndim != 2:
         raise ValueError(f'labels must be [B, T]; got {labels.shape}.')
-    if np.ndim(silence) != 1:
-        raise ValueError(f'silence is a sequence of pdfs, such as [0]; got {silence!r}.')
+    is_silence = _silence_mask(silence, num_pdfs)
     kind = np.arange(num_pdfs) if classes is None else np.asarray(classes)
     if kind.shape != (num_pdfs,):
         raise ValueError(f'classes must hold one class for each of {num_pdfs} pdfs.')
-    is_silence = np.zeros(num_pdfs, bool)
-    if len(silence):
-        if min(silence) < 0 or max(silence) >= num_pdfs:
-            raise ValueError(f'silence names a pdf outside 0..{num_pdfs - 1}: {tuple(silence)}.')
-        is_silence[np.asarray(silence)] = True
-        if one_silence_class:
-            kind = np.where(is_silence, kind.max() + 1, kind)
+    if one_silence_class and is_silence.any():
+        kind = np.where(is_silence, kind.max() + 1, kind)
     silent = jnp.asarray(is_silence)
     known = (labels >= 0) & (labels < num_pdfs)
     reference = jnp.where(known, jnp.asarray(kind)[jnp.where(known, labels, 0)], -1)
@@ -87,6 +81,18 @@ def frame_accuracy(
         speech[:, :, None] & silent[None, None, :] & ~right, 1 - max_silence_error, 0.0
     )
     return accuracy / _segment_lengths(reference)[:, :, None] if per_segment else accuracy
+
+
+def _silence_mask(silence: Sequence[int], num_pdfs: int) -> np.ndarray:
+    """bool[P], after a look at what was given."""
+    if np.ndim(silence) != 1:
+        raise ValueError(f'silence is a sequence of pdfs, such as [0]; got {silence!r}.')
+    mask = np.zeros(num_pdfs, bool)
+    if len(silence):
+        if min(silence) < 0 or max(silence) >= num_pdfs:
+            raise ValueError(f'silence names a pdf outside 0..{num_pdfs - 1}: {tuple(silence)}.')
+        mask[np.asarray(silence)] = True
+    return mask
 
 
 def _segment_lengths(classes):

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from shards import kinds, make, push
 
 from seqtrain.exchange import (
     Ack,
@@ -13,25 +14,10 @@ from seqtrain.exchange import (
     Params,
     Policy,
     Pull,
-    Push,
     Reason,
-    ShardState,
-    Store,
     rules,
 )
 from seqtrain.exchange.transport.shard_host import ShardHost
-
-
-def make(n=2, **policy):
-    return ShardState(Store(np.zeros(n), rules.sgd(1.0)), Policy(**policy))
-
-
-def push(worker, seq, base, value=1.0, n=2, **more):
-    return Push(worker, seq, base, np.full(n, value, np.float32), **more)
-
-
-def kinds(replies):
-    return [(type(reply), reply.worker) for reply in replies]
 
 
 def test_a_question_is_answered_as_often_as_it_comes_and_gives_one_turn():

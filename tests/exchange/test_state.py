@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from shards import kinds, make, push
 
 from seqtrain.exchange import (
     Ack,
@@ -15,7 +16,6 @@ from seqtrain.exchange import (
     Params,
     Policy,
     Pull,
-    Push,
     Reason,
     Reject,
     ShardState,
@@ -23,19 +23,6 @@ from seqtrain.exchange import (
     rules,
 )
 from seqtrain.exchange.update import all_finite
-
-
-def make(n=2, **policy):
-    return ShardState(Store(np.zeros(n), rules.sgd(1.0)), Policy(**policy))
-
-
-def push(worker, seq, base, value=1.0, n=2, **more):
-    return Push(worker, seq, base, np.full(n, value, np.float32), **more)
-
-
-def kinds(replies):
-    return [(type(reply), reply.worker) for reply in replies]
-
 
 BAD = {
     Reason.SHAPE: {'update': np.zeros(3, np.float32)},
