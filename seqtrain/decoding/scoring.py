@@ -46,8 +46,11 @@ class WerResult:
         """Bootstrap interval of the WER over utterances: (low, high), fractions.
 
         Utterances are drawn with replacement (Bisani and Ney 2004). A draw without reference words
-        has the rate that `wer` has then.
+        has the rate that `wer` has then. Without any error all draws are alike: then `high` is what
+        n words that are right allow if each is on its own, 1 − ((1 − level)/2)^(1/n).
         """
+        if self.words and not self.errors:
+            return 0.0, 1 - ((1 - level) / 2) ** (1 / self.words)
         counts = np.array(list(self.utterances.values()), np.float64).reshape(-1, 2)
         rng = np.random.default_rng(seed)
         drawn = counts[rng.integers(len(counts), size=(resamples, len(counts)))].sum(axis=1)

@@ -51,7 +51,8 @@ def error_rates(rows: Sequence[Wer]) -> Figure | None:
     figure, axes = _panels(1, 0.75 + 0.42 * len(rows), columns=1)
     ax = axes[0]
     rates = np.array([100 * row.rate for row in rows])
-    low, high = (np.array([100 * row.interval[side] for row in rows]) for side in (0, 1))
+    low, high = 100 * np.array([row.interval for row in rows]).T
+    high[np.isinf(high)] = np.nan
     tops = np.fmax(rates, high)  # NaN without an interval
     spread = np.maximum([rates - low, high - rates], 0)
     ax.barh(range(len(rows)), rates, height=0.55, color=style.PALETTE[0])

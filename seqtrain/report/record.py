@@ -18,6 +18,7 @@ class Wer:
       words: words of the references.
       insertions, deletions, substitutions: counts over the set.
       unit: what was counted.
+      interval: 95 % interval of the rate, fractions; NaN where it is not known.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Wer:
     deletions: int
     substitutions: int
     unit: str = 'words'
+    interval: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def errors(self) -> int:
@@ -36,20 +38,6 @@ class Wer:
     def rate(self) -> float:
         """Errors per reference word; NaN for an empty set."""
         return self.errors / self.words if self.words else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the rate by Wilson's formula, each word taken as independent.
-
-        Errors of one utterance go together, so the true interval is somewhat wider. NaN for an
-        empty set and for rates above 1, which the formula does not know.
-        """
-        if not self.words or self.errors > self.words:
-            return math.nan, math.nan
-        z2, n, p = 1.96**2, self.words, self.rate
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ PNG_DPI = 160
 MAX_OPEN_SKIPPED = 12
 
 ABOUT = {
-    'wer': 'Errors against the reference transcripts. The interval takes words as independent; '
-    'errors of one utterance go together, so the true one is somewhat wider.',
+    'wer': 'Errors against the reference transcripts. Errors of one utterance go together: the '
+    'intervals come from drawing utterances again and again.',
     'curves': 'Each point is one update as a replica saw it; the line is a running mean.',
     'staleness': 's1 counts the versions that a shard applied between a replica’s pull and its '
     'push. s2 counts the versions between the parameters that gave the outer derivatives and '
@@ -144,7 +144,8 @@ def _wer_table(rows: Sequence[Wer]) -> str:
     for row in rows:
         low, high = row.interval
         rate = f'{100 * row.rate:.2f} %' if row.words else 'empty set'
-        interval = '' if math.isnan(low) else f'{100 * low:.2f} – {100 * high:.2f} %'
+        known = row.words and math.isfinite(high)
+        interval = f'{100 * low:.2f} – {100 * high:.2f} %' if known else ''
         counts = [
             f'{row.errors:,}',
             f'{row.words:,} {row.unit}',

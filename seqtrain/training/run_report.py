@@ -96,6 +96,7 @@ def write(
                 s.deletions,
                 s.substitutions,
                 unit=f'{s.unit}s',
+                interval=(s.low, s.high),
             )
             for s in sorted(run.evaluator.scores, key=lambda s: s.unit)
         ],

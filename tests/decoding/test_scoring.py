@@ -44,6 +44,14 @@ def test_interval_holds_the_rate_and_is_repeatable():
     assert (low, high) == result.interval(seed=1)
 
 
+def test_interval_without_errors_is_what_so_many_words_allow():
+    result = score_wer({'a': 'x ' * 60, 'b': 'x ' * 40}, {'a': 'x ' * 60, 'b': 'x ' * 40})
+    low, high = result.interval()
+    assert low == 0
+    assert (1 - high) ** 100 == pytest.approx(0.025)
+    assert result.interval(level=0.9)[1] < high
+
+
 def test_interval_without_reference_words():
     nothing = score_wer({'a': '', 'b': ''}, {})
     assert nothing.interval() == (nothing.wer, nothing.wer) == (0.0, 0.0)

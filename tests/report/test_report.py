@@ -116,24 +116,24 @@ def test_many_skipped_utterances_are_all_named(tmp_path):
     assert all(name in text for name, _ in skipped)
 
 
-def test_rate_and_interval():
+def test_rate_of_a_row():
     row = Wer('a', 1000, 10, 20, 30)
     assert (row.errors, row.rate) == (60, 0.06)
-    low, high = row.interval
-    # Wilson, 60 of 1000: see e.g. Agresti and Coull 1998.
-    assert (low, high) == pytest.approx((0.0469, 0.0765), abs=2e-4)
-    assert Wer('none', 1000, 0, 0, 0).interval == pytest.approx((0.0, 0.0038), abs=1e-4)
-    assert Wer('as bad as nothing', 10, 10, 0, 0).interval[1] == 1.0
 
 
-def test_a_rate_above_one_has_no_interval(tmp_path):
-    row = Wer('worse than nothing', 100, 300, 10, 10)
-    assert all(map(math.isnan, row.interval))
-    page = write(tmp_path, RunRecord('r', wer=[row, Wer('b', 100, 1, 1, 1)])).read_text()
+def test_a_row_without_an_interval_and_one_above_100_percent(tmp_path):
+    rows = [
+        Wer('worse than nothing', 100, 300, 10, 10),
+        Wer('b', 100, 1, 1, 1, 'words', (0, 0.07)),
+        Wer('hardly a word', 1, 1, 0, 0, 'words', (0, math.inf)),
+        Wer('no word', 0, 0, 0, 0, 'words', (0, 0)),
+    ]
+    page = write(tmp_path, RunRecord('r', wer=rows)).read_text()
     assert '320.00 %' in page
     assert 'nan' not in page
-    assert page.count(' – ') == 1  # the other row's interval
-    ax = figures.error_rates([row, Wer('b', 100, 1, 1, 1)]).axes[0]
+    assert 'inf %' not in page
+    assert page.count(' – ') == page.count('0.00 – 7.00 %') == 1
+    ax = figures.error_rates(rows).axes[0]
     assert ax.get_xlim()[1] > 320
 
 

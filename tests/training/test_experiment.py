@@ -56,6 +56,8 @@ def test_a_run_from_recordings_to_the_report(mode, make_config, tmp_path):
         assert result['mean_staleness'] == 0
     page = (tmp_path / 'report.html').read_text()
     assert f'{100 * result["wer"]:.2f}' in page
+    low, high = result['wer_interval']
+    assert f'{100 * low:.2f} – {100 * high:.2f} %' in page
     assert not re.search(r'(src|href)="https?:', page)  # self-contained
     assert list((tmp_path / 'tensorboard').iterdir())
 
