@@ -36,9 +36,9 @@ def get_config():
     config.sequence.graph = 'lattice'
     config.sequence.criterion = 'smbr'
     config.sequence.updates = 200
-    config.sequence.learning_rate = 2e-5
-    config.sequence.final_learning_rate = 1e-5
-    config.lattice.acoustic_scale = 0.15
+    config.sequence.learning_rate = 5e-6  # four speakers are soon learned by heart
+    config.sequence.final_learning_rate = 2.5e-6
+    config.lattice.acoustic_scale = 0.1
     config.decode.acoustic_scale = 0.15
     config.decode.ce_acoustic_scale = 0.15
     return config
