@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class LatticeGenerator:
 
     Attributes:
       graph: from `decoding_graph`.
-      beam: of the search.
+      beam: of the decoding search; references are searched whole.
       lattice_beam: paths kept below the best one.
       max_active: states that survive a frame at most.
       acoustic_scale: factor on the scores in the search; kept in the lattices.
@@ -115,15 +115,24 @@ class LatticeGenerator:
         Args:
           log_likelihoods: f32[T, P].
         """
-        return self._search(compiled(self.graph), log_likelihoods)
+        graph = compiled(self.graph)
+        limits = (self.beam, self.max_active), (2 * self.beam, graph.num_states)
+        return self._search(graph, log_likelihoods, *limits)
 
     def reference(self, log_likelihoods: np.ndarray, words: str | Sequence[str]) -> Lattice | None:
         """The lattice of the transcript's paths alone, with the decoding graph's weights.
 
+        Searched without a beam: a language model's weight, paid at each word, makes the paths look
+        best that put their words off until the frames no longer suffice for them.
+
+        Returns:
+          The lattice; None where no path fits the frames, or no finite scores.
+
         Raises:
           LatticeError: the graph does not accept the transcript.
         """
-        return self._search(self._constrained(tuple(split_words(words))), log_likelihoods)
+        graph = self._constrained(tuple(split_words(words)))
+        return self._search(graph, log_likelihoods, (math.inf, graph.num_states))
 
     def pair(self, log_likelihoods: np.ndarray, words: str | Sequence[str]) -> LatticePair:
         """Numerator and denominator; one utterance's trouble comes back as a reason."""
@@ -138,7 +147,10 @@ class LatticeGenerator:
             return LatticePair(None, None, 'no path within the beam')
         return LatticePair(numerator, union(denominator, numerator), found=denominator)
 
-    def _search(self, graph: SearchGraph, log_likelihoods: np.ndarray) -> Lattice | None:
+    def _search(
+        self, graph: SearchGraph, log_likelihoods: np.ndarray, *limits: tuple[float, int]
+    ) -> Lattice | None:
+        """The first lattice that is found with one of the pairs (beam, states that survive)."""
         scores = np.asarray(log_likelihoods, np.float32)
         if scores.ndim != 2 or scores.shape[1] != graph.num_pdfs:
             raise LatticeError(
@@ -146,16 +158,18 @@ class LatticeGenerator:
             )
         if not len(scores) or np.isnan(scores).any() or (scores == np.inf).any():
             return None
-        options: dict[str, Any] = {
-            'lattice_beam': self.lattice_beam,
-            'acoustic_scale': self.acoustic_scale,
-        }
-        found = search(graph, scores, beam=self.beam, max_active=self.max_active, **options)
-        if found is None:
+        for beam, max_active in limits:
             found = search(
-                graph, scores, beam=2 * self.beam, max_active=graph.num_states, **options
+                graph,
+                scores,
+                beam=beam,
+                lattice_beam=self.lattice_beam,
+                max_active=max_active,
+                acoustic_scale=self.acoustic_scale,
             )
-        return found
+            if found is not None:
+                return found
+        return None
 
     @functools.cached_property
     def _constrained(self):

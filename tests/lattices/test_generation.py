@@ -87,6 +87,15 @@ def test_the_transcript_is_searched_with_the_graphs_weights(graph, scores, graph
     assert best_path(lattice)[2] == pytest.approx(best[2], abs=1e-4)
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_no_beam_takes_the_best_path_from_the_transcript(graph, scores, graph_paths, seed):
+    matrix = scores(5, seed=seed)
+    for words in [('x', 'y', 'z'), ('hom', 'y'), ('z', 'x')]:
+        lattice = LatticeGenerator(graph, beam=0.01, max_active=1).reference(matrix, words)
+        best = next(p for p in graph_paths(graph, matrix) if p[1] == words)
+        assert best_path(lattice)[2] == pytest.approx(best[2], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ('frames', 'words', 'reason'),
     [
