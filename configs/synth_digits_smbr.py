@@ -4,6 +4,9 @@
 
 Other criteria: --config.sequence.criterion=mmi (or mpe). Formant speech proves the machinery, not
 accuracy on people.
+
+Measured (RESULTS.md): 2.0, 0.6, 1.4 % of 500 words after cross-entropy and 0.6, 0.4, 0.6 % after
+lattice sMBR for seeds 0, 1, 2; 57 to 71 s of training on two cores.
 """
 
 from seqtrain.training import config as config_lib
