@@ -115,6 +115,8 @@ class Stats:
         return self.staleness_sum / self.applied if self.applied else 0.0
 
 
+Waiting = dict[tuple[int, bool], Message]
+"""(shard, whether it is a push) -> question."""
 Answers = dict[tuple[int, bool], Reply]
 """(shard, whether the question was a push) -> answer, in the order of their arrival."""
 
@@ -244,7 +246,7 @@ class Courier:
                 self.stats.staleness_sum += reply.staleness
             elif isinstance(reply, Reject) and reply.seq >= 0:
                 self._note_rejection(reply)
-                if reply.reason in (Reason.NOT_JOINED, Reason.GENERATION):
+                if _forgotten(reply):
                     lost.append(shard)
         self._join_again(lost)
 
@@ -291,9 +293,14 @@ class Courier:
         return replies
 
     def _ask(self, messages: list[tuple[int, Message]]) -> Answers:
-        """Sends messages and waits for their answers; when told to stop, for those of pushes."""
+        """Sends messages and waits for their answers; when told to stop, for those of pushes.
+
+        A push that one shard has forgotten is taken back where it still waits: in rounds others
+        would wait there for a later push of ours, we for one of theirs, and all in a circle.
+        """
         waiting = {(s, isinstance(message, Push)): message for s, message in messages}
         answered: Answers = {}
+        forgotten = False
         for shard, message in messages:
             self._channel.send(shard, message)
         while waiting and not self._abandon():
@@ -301,21 +308,31 @@ class Courier:
                 break
             got = self._channel.receive(self._retry_s)
             if got is None:
-                self._send_again(waiting)
+                self._send_again(waiting, forgotten)
                 continue
             shard, reply = got
             for key in [(shard, True), (shard, False)]:
                 if key in waiting and answers(waiting[key], reply):
                     answered[key] = reply
                     del waiting[key]
+                    if key[1] and _forgotten(reply) and not forgotten:
+                        forgotten = True
+                        self._take_back(waiting)
         return answered
 
-    def _send_again(self, waiting: dict[tuple[int, bool], Message]) -> None:
+    def _take_back(self, waiting: Waiting) -> None:
+        """Joins again where a push waits, which refuses it."""
+        for shard in [s for s, is_push in waiting if is_push]:
+            self._channel.send(shard, self._join_message(fresh=False))
+
+    def _send_again(self, waiting: Waiting, forgotten: bool) -> None:
         if self._retry_s is None:
             return  # woken up, nothing is missing
         for (shard, _), message in waiting.items():
             self._channel.send(shard, message)
             self.stats.retries += 1
+        if forgotten:
+            self._take_back(waiting)
 
     def _note_rejection(self, reply: Reject) -> None:
         if reply.reason in (Reason.CLOSED, Reason.UNKNOWN_WORKER, Reason.REPLACED):
@@ -326,6 +343,11 @@ class Courier:
         logger.warning('Replica %d: %s', self.worker, reply.text)
         self.rejections.append(reply)
         self.stats.rejected += 1
+
+
+def _forgotten(reply: Reply) -> bool:
+    """Whether the shard refuses because it does not know this replica any more."""
+    return isinstance(reply, Reject) and reply.reason in (Reason.NOT_JOINED, Reason.GENERATION)
 
 
 def _params_after_pushes(answered: Answers) -> dict[int, Params]:
