@@ -2,7 +2,7 @@
 
     python launch/benchmark_core.py --out=DIR [--graphs=wsj,200,2k,10k] [--batches=1,8,32,128]
         [--frames=150,700] [--backends=xla,cpu] [--seconds=2] [--kernels=loss,viterbi]
-        [--leaky=1e-5]
+        [--leaky=1e-5] [--other=NAME=COMMAND]
 
 One thread: taskset -c 0 python launch/benchmark_core.py ... (XLA sizes its pool by the CPUs it
 may use). Every case runs in a process of its own. Writes DIR/benchmark_core.json and
@@ -11,6 +11,9 @@ DIR/benchmark_core.png. For every case: median and least time of a call, its lea
 per call, A the arcs of the graph as packed, after states with the same future were merged), peak
 memory of its process, and for the C++ core the fraction of this machine's own limit: processor time
 of a loop with the same gathers, but without dependencies, over that of the call, in one process.
+
+Another's program beside ours, on the same inputs: --other="k2=PYTHON launch/k2_denominator.py";
+what it reads and leaves stands in that file. In 'wsj_open' every state is final.
 """
 
 import dataclasses
@@ -21,7 +24,10 @@ import pathlib
 import platform
 import re
 import resource
+import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -45,6 +51,7 @@ _XLA_WORK = flags.DEFINE_float(
     'xla_work', 1e9, 'Leaves out cases of the xla backend with more arcs times frames than this.'
 )
 _LEAKY = flags.DEFINE_float('leaky', 0.0, "Coefficient of Kaldi's leaky HMM, of the loss.")
+_OTHER = flags.DEFINE_multi_string('other', [], "NAME=COMMAND: another's program, for the loss.")
 _NUMERATORS = flags.DEFINE_bool('numerators', True, 'Also 32 numerators of about 450 states each.')
 _WSJ = flags.DEFINE_string(
     'wsj',
@@ -68,9 +75,15 @@ def generated(states: int, arcs: int, pdfs: int, per_state: bool = True) -> Fsa:
     )
 
 
+def opened(fsa: Fsa) -> Fsa:
+    """The same with every state final, as Kaldi's chain training takes it."""
+    return dataclasses.replace(fsa, final=np.zeros(fsa.num_states))
+
+
 # States, arcs and pdfs; 'r': every arc has a pdf of its own.
 GRAPHS: dict[str, Callable[[], Fsa]] = {
     'wsj': lambda: Fsa.read(_WSJ.value),
+    'wsj_open': lambda: opened(Fsa.read(_WSJ.value)),
     '200': lambda: generated(200, 2_000, 84),
     '2k': lambda: generated(2_000, 20_000, 500),
     '10k': lambda: generated(10_000, 100_000, 3_000),
@@ -92,30 +105,34 @@ class Case:
     kernel: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One measured case. Times in seconds; limit_s and fraction only for the C++ core's loss.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Of one case. Times in seconds; the limit only for the C++ core's loss.
 
-    states, arcs: of the graph as packed; of all graphs of a batch. peak_mib: of the case's process,
-    of which base_mib were there before its arrays and its program.
+    peak_mib: of the case's process, of which base_mib were there before its arrays and its program.
+    log_z_error, gradient_error: of another's program, the largest relative difference of a log Z
+    and the largest difference of an occupancy.
     """
 
-    graph: str
-    batch: int
-    frames: int
-    backend: str
-    kernel: str
-    states: int
-    arcs: int
-    pdfs: int
     median_s: float
     least_s: float
     processor_s: float
-    gfma_per_s: float
     peak_mib: float
     base_mib: float
     limit_processor_s: float | None = None
     fraction_of_limit: float | None = None
+    log_z_error: float | None = None
+    gradient_error: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(Case, Timing):
+    """One measured case. states, arcs: of the graph as packed; of all graphs of a batch."""
+
+    states: int
+    arcs: int
+    pdfs: int
+    gfma_per_s: float
 
 
 def times(function: Callable[[], object], seconds: float) -> tuple[np.ndarray, float]:
@@ -151,11 +168,30 @@ def measure(case: Case, seconds: float, settings: list[str]) -> Row:
     """Times one case; in a fresh process, to which `settings` bring the flags."""
     flags.FLAGS(settings)
     graph = packed(case.graph)
-    pdfs, batch, frames = graph.num_pdfs, case.batch, case.frames
-    base = memory_mib('VmRSS')
     rng = np.random.default_rng(1)
-    scores = jnp.asarray(rng.standard_normal((batch, frames, pdfs), np.float32))
-    lengths = jnp.full(batch, frames, jnp.int32)
+    scores = rng.standard_normal((case.batch, case.frames, graph.num_pdfs), np.float32)
+    other = others().get(case.backend)
+    timing = (
+        time_ours(case, graph, scores, seconds)
+        if other is None
+        else time_other(other, case, graph, scores, seconds)
+    )
+    arcs = int(np.isfinite(graph.weight).sum())
+    work = 2 * arcs * case.frames * (1 if graph.batched else case.batch)
+    return Row(
+        **dataclasses.asdict(case),
+        **dataclasses.asdict(timing),
+        states=int(np.prod(graph.initial.shape)),
+        arcs=arcs,
+        pdfs=graph.num_pdfs,
+        gfma_per_s=work / timing.median_s / 1e9,
+    )
+
+
+def time_ours(case: Case, graph: ops.Graph, scores: np.ndarray, seconds: float) -> Timing:
+    base = memory_mib('VmRSS')
+    on_device = jnp.asarray(scores)
+    lengths = jnp.full(case.batch, case.frames, jnp.int32)
 
     def total(x, graph):
         loss = ops.log_partition(x, lengths, graph, leaky=_LEAKY.value, backend=case.backend)
@@ -165,27 +201,67 @@ def measure(case: Case, seconds: float, settings: list[str]) -> Row:
         return ops.viterbi(x, lengths, graph, backend=case.backend)
 
     step = jax.jit(jax.value_and_grad(total) if case.kernel == 'loss' else best)
-    taken, worked = times(lambda: step(scores, graph), seconds)
+    taken, worked = times(lambda: step(on_device, graph), seconds)
     peak = memory_mib('VmHWM')
     limit = None
     if case.backend == 'cpu' and case.kernel == 'loss' and not graph.batched:
-        bare = jax.jit(lambda g: cpu.gather_limit(g, batch, frames, pdfs))
+        bare = jax.jit(lambda g: cpu.gather_limit(g, case.batch, case.frames, graph.num_pdfs))
         limit = times(lambda: bare(graph), seconds)[1]
-    arcs = int(np.isfinite(graph.weight).sum())
-    work = 2 * arcs * frames * (1 if graph.batched else batch)
-    return Row(
-        **dataclasses.asdict(case),
-        states=int(np.prod(graph.initial.shape)),
-        arcs=arcs,
-        pdfs=pdfs,
+    return Timing(
         median_s=float(np.median(taken)),
         least_s=float(taken.min()),
         processor_s=worked,
-        gfma_per_s=work / float(np.median(taken)) / 1e9,
         peak_mib=peak,
         base_mib=base,
         limit_processor_s=limit,
         fraction_of_limit=limit / worked if limit else None,
+    )
+
+
+def others() -> dict[str, str]:
+    """Commands of other people's programs by name."""
+    pairs = [pair.partition('=') for pair in _OTHER.value]
+    if wrong := [''.join(pair) for pair in pairs if not (pair[0] and pair[2])]:
+        raise app.UsageError(f'--other is NAME=COMMAND; got {wrong}.')
+    if taken := [name for name, _, _ in pairs if name in ('xla', 'cpu', 'gpu')]:
+        raise app.UsageError(f'--other: {taken} are names of our backends; choose others.')
+    return {name: command for name, _, command in pairs}
+
+
+def time_other(
+    command: str, case: Case, graph: ops.Graph, scores: np.ndarray, seconds: float
+) -> Timing:
+    """Times another's program and compares its results with ours; the files: see above."""
+    fsa = GRAPHS[case.graph]()
+    arcs = np.stack([fsa.src, fsa.dst, fsa.pdf], 1)
+    parts = {'arcs.i32': arcs, 'weight.f32': fsa.weight, 'scores.f32': scores}
+    parts |= {'initial.f32': fsa.initial, 'final.f32': fsa.final}
+    sizes = (*scores.shape, fsa.num_states, fsa.num_arcs, _LEAKY.value)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / 'sizes.txt').write_text(' '.join(map(str, sizes)) + '\n')
+        for file, array in parts.items():
+            array.tofile(folder / file)
+        words = [*shlex.split(command), name, str(seconds)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f'{words} failed with {done.returncode}:\n{done.stderr[-2000:]}')
+        log_z = np.fromfile(folder / 'log_z.f64')
+        gradient = np.fromfile(folder / 'gradient.f32', np.float32).reshape(scores.shape)
+    calls = np.array([line.split() for line in done.stdout.splitlines()], np.float64)
+    lengths = jnp.full(case.batch, case.frames, jnp.int32)
+    expected, back = jax.vjp(
+        lambda x: ops.log_partition(x, lengths, graph, leaky=_LEAKY.value), jnp.asarray(scores)
+    )
+    occupancies = back(jnp.ones(case.batch))[0]
+    return Timing(
+        median_s=float(np.median(calls[:, 0])),
+        least_s=float(calls[:, 0].min()),
+        processor_s=float(calls[:, 1].min()),
+        peak_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        base_mib=0.0,
+        log_z_error=float(np.abs(log_z / np.asarray(expected) - 1).max()),
+        gradient_error=float(np.abs(gradient - np.asarray(occupancies)).max()),
     )
 
 
@@ -213,6 +289,10 @@ def report(row: Row) -> None:
         f'{row.gfma_per_s:8.2f} GFMA/s {share} of the limit {row.peak_mib:7.0f} MiB',
         flush=True,
     )
+    if row.log_z_error is not None:
+        print(
+            f'    log Z differs by {row.log_z_error:.1e}, occupancies by {row.gradient_error:.1e}'
+        )
 
 
 def numbers(flag: flags.FlagHolder) -> list[int]:
@@ -296,7 +376,7 @@ def main(argv: list[str]) -> None:
         for frames in numbers(_FRAMES)
         for batch in numbers(_BATCHES)
         for kernel in _KERNELS.value
-        for backend in backends
+        for backend in (*backends, *(others() if kernel == 'loss' else ()))
         if backend != 'xla' or work(name, batch, frames) <= _XLA_WORK.value
     ]
     if _NUMERATORS.value:
