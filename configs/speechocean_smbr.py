@@ -47,7 +47,8 @@ def get_config():
     config.sequence.final_learning_rate = 1e-4
     config.sequence.ce_weight = 0.1
     config.lattice.acoustic_scale = 0.3  # a third of Kaldi's frames, three times its scale
-    config.decode.acoustic_scale = 0.5
-    config.decode.ce_acoustic_scale = 0.5
+    config.decode.acoustic_scale = 0.2
+    config.decode.ce_acoustic_scale = 0.2
+    config.decode.phone_acoustic_scale = 0.5  # a phone bigram says less than a word bigram
     config.decode.phone_error_rate = True
     return config

@@ -32,6 +32,7 @@ _LEAST = {
     'bootstrap.mono_updates': 0,
     'bootstrap.rounds': 0,
     'bootstrap.updates': 0,
+    'decode.phone_acoustic_scale': 0,
     'sequence.updates': 0,
     'sequence.leaky': 0,
     'checkpoint.every_updates': 1,
@@ -319,6 +320,7 @@ def _decode() -> ml_collections.ConfigDict:
     part = ml_collections.ConfigDict()
     part.acoustic_scale = 1.0  # after the sequence criterion
     part.ce_acoustic_scale = 0.3  # after cross-entropy: about 0.1 × subsampling
+    part.phone_acoustic_scale = 0.0  # of phones, after either; 0: that of words
     part.beam = 15.0
     part.max_active = 7000
     part.phone_error_rate = False  # decode phones too, with a phone bigram

@@ -66,11 +66,11 @@ class Evaluator:
         references: dict[str, dict[str, str]],
         recognizers: dict[str, recognizer.Recognizer],
         workdir: Workdir,
-        ce_acoustic_scale: float,
+        scales: ml_collections.ConfigDict,
     ):
         self._features, self._references = features, references
         self.recognizers, self._workdir = recognizers, workdir
-        self._ce_acoustic_scale = ce_acoustic_scale
+        self._scales = scales
         self.skipped: tuple[Skipped, ...] = features.skipped
         self.scores: list[Score] = [
             Score(**read_json(file)) for file in sorted(workdir.sub('decode').glob('*/score.json'))
@@ -87,7 +87,7 @@ class Evaluator:
             _references(texts, data.lexicon, config.decode.phone_error_rate),
             _recognizers(config, data, workdir),
             workdir,
-            config.decode.ce_acoustic_scale,
+            config.decode,
         )
 
     def score(self, model: str, params: Any) -> None:
@@ -109,7 +109,9 @@ class Evaluator:
 
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
         started = time.perf_counter()
-        scale = self._ce_acoustic_scale if model == 'ce' else None
+        scale = self._scales.ce_acoustic_scale if model == 'ce' else self._scales.acoustic_scale
+        if unit == 'phone':
+            scale = self._scales.phone_acoustic_scale or scale
         hypotheses = self.recognizers[unit](params, self._features, acoustic_scale=scale)
         seconds = time.perf_counter() - started
         texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}

@@ -134,6 +134,7 @@ def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_p
         ({'model__dropout': 1.0}, 'dropout is 1.0.*below 1'),
         ({'sequence__leaky': -1.0}, 'sequence.leaky is -1.0'),
         ({'decode__ce_acoustic_scale': -0.3}, 'ce_acoustic_scale is -0.3.*above 0'),
+        ({'decode__phone_acoustic_scale': -1.0}, 'phone_acoustic_scale is -1.0'),
         ({'seed': -1}, 'seed is -1: it must be at least 0'),
     ],
 )
