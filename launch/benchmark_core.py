@@ -231,7 +231,7 @@ def others() -> dict[str, str]:
 def time_other(
     command: str, case: Case, graph: ops.Graph, scores: np.ndarray, seconds: float
 ) -> Timing:
-    """Times another's program and compares its results with ours; the files: see above."""
+    """Times another's program and compares what it leaves with ours; see k2_denominator.py."""
     fsa = GRAPHS[case.graph]()
     arcs = np.stack([fsa.src, fsa.dst, fsa.pdf], 1)
     parts = {'arcs.i32': arcs, 'weight.f32': fsa.weight, 'scores.f32': scores}
