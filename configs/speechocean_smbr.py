@@ -8,7 +8,8 @@ of another run, without a bootstrap: --config.start_from=DIR --config.bootstrap.
 
 Measured over three seeds (RESULTS.md): 57.8 ± 0.7 % phone errors after cross-entropy, 56.5 ± 0.5 %
 after lattice sMBR, 56.7 to 56.9 % after MMI, boosted MMI (sequence.boost=0.1,
-sequence.max_silence_error=1) and MPE. Seed 0: 73.5 % word errors after cross-entropy, 73.1 % after sMBR.
+sequence.max_silence_error=1) and MPE. Seed 0: 73.5 % word errors after cross-entropy, 73.1 % after
+sMBR.
 """
 
 from seqtrain.training import config as config_lib
