@@ -35,9 +35,8 @@ def lf_mmi(
     """L = log Σ_num e^{κ·score} − c · log Σ_den e^{κ·score − b·A(path)}, to be maximised.
 
     ∂L/∂logits = κ (γ_num − c·γ_den): with c = 1 every row of a valid frame sums to 0, so adding a
-    constant to a frame changes nothing and no log-softmax is needed (Povey et al. 2016). With
-    b > 0 it is boosted MMI (Povey et al. 2008): competing paths count more the more errors they
-    have.
+    constant to a frame changes nothing and no log-softmax is needed (Povey et al. 2016). b > 0 is
+    boosted MMI (Povey et al. 2008): competing paths count more the more errors they have.
 
     Args:
       logits: f32[B, T, P], network outputs before any softmax.
@@ -57,8 +56,7 @@ def lf_mmi(
 
     Returns:
       An `Outcome`; value in nats, ≤ 0 where the numerator's paths are among the denominator's,
-      c = 1 and b = 0. An infeasible utterance has valid=False, a reason, value 0 and gradient 0;
-      the others are untouched.
+      c = 1 and b = 0. An infeasible utterance (it alone): valid=False, a reason, value, gradient 0.
 
     Raises:
       ValueError: shapes that do not fit together, or a boost without accuracies.
