@@ -21,7 +21,7 @@ class FsaError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fsa:
-    """A weighted, epsilon-free acceptor.
+    """A weighted, epsilon-free acceptor; its arrays are read-only (`dataclasses.replace` changes).
 
     Attributes:
       src: i32[A], source state of each arc.
@@ -48,7 +48,9 @@ class Fsa:
             ('initial', np.float32),
             ('final', np.float32),
         ):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
+            array = np.asarray(getattr(self, name), dtype).view()
+            array.flags.writeable = False  # what is made from it is kept (`ops.pack_batch`)
+            object.__setattr__(self, name, array)
 
     @classmethod
     def from_arcs(

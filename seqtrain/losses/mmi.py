@@ -51,7 +51,8 @@ def lf_mmi(
       accuracy: f32[B, T, P], what a path earns per frame (see `losses.frame_accuracy`).
       drop_below: frames where Σ_p min(γ_num, γ_den) ≤ drop_below get no gradient: numerator and
         denominator are disjoint there, so the alignment or the lattice is probably wrong (Veselý
-        et al. 2013). None keeps all frames.
+        et al. 2013). Occupancies are right to about 1e-5, so take more than that, such as 1e-4; in
+        lattices exp(−lattice beam), what a search may have left out. None keeps all frames.
       backend: see `ops.log_partition`.
 
     Returns:
@@ -153,14 +154,14 @@ def ctc_crf(
     num = ops.log_partition(scores, lengths, numerators, backend=backend)
     den = ops.log_partition(scores, lengths, denominator, backend=backend)
     weight = jnp.asarray(1.0 + ctc_weight, num.dtype)
-    known = jnp.isfinite(weight)
-    num = jnp.where(known, num, jnp.nan)
-    value = _difference(jnp.where(known, weight, 0.0) * num, den, 1.0)
+    num = jnp.where(jnp.isfinite(weight), num, jnp.nan)
+    value = _difference(_times(weight, num), den, 1.0)
     return validity.outcome(value, num, den, lengths, (numerators, denominator))
 
 
 def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) -> Scores:
     """κ (logits − log priors)."""
+    logits = jnp.asarray(logits)
     if log_priors is not None:
         if jnp.shape(log_priors) != logits.shape[2:]:
             raise ValueError(
@@ -170,9 +171,16 @@ def scaled(logits: Scores, acoustic_scale: float, log_priors: jax.Array | None) 
     if _is(acoustic_scale, 1):
         return logits
     # A NumPy scalar would bring its own precision with it.
-    scale = jnp.asarray(acoustic_scale, logits.dtype)
-    known = jnp.isfinite(scale)  # 0 · NaN would reach the gradient
-    return jnp.where(known, jnp.where(known, scale, 0.0) * logits, jnp.nan)
+    return _times(jnp.asarray(acoustic_scale, logits.dtype), logits)
+
+
+def _times(scale: jax.Array, values: jax.Array) -> jax.Array:
+    """scale · values. What is not finite stays so, and away from the gradient by the scale: 0 · NaN
+    (an infeasible utterance, padding, a forbidden pdf) would spoil it for the batch."""
+    known = jnp.isfinite(scale)
+    finite = jnp.isfinite(values)
+    product = jnp.where(known, scale, 0.0) * jnp.where(finite, values, 0.0)
+    return jnp.where(known, jnp.where(finite, product, values), jnp.nan)
 
 
 def _is(scale: float, constant: float) -> bool:

@@ -67,6 +67,7 @@ def frame_accuracy(
     kind = np.arange(num_pdfs) if classes is None else np.asarray(classes)
     if kind.shape != (num_pdfs,):
         raise ValueError(f'classes must hold one class for each of {num_pdfs} pdfs.')
+    kind = np.unique(kind, return_inverse=True)[1]  # counted from 0: −1 below is no class
     if one_silence_class and is_silence.any():
         kind = np.where(is_silence, kind.max() + 1, kind)
     silent = jnp.asarray(is_silence)
@@ -83,15 +84,28 @@ def frame_accuracy(
     return accuracy / _segment_lengths(reference)[:, :, None] if per_segment else accuracy
 
 
+def _reference(labels: Labels, logits: Scores) -> jax.Array:
+    """The labels as i32[B, T], after a look at what was given."""
+    labels = integers(labels, 'labels')
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f'logits must be [B, T, P] and labels [B, T]; got {logits.shape} and {labels.shape}.'
+        )
+    return labels
+
+
 def _silence_mask(silence: Sequence[int], num_pdfs: int) -> np.ndarray:
     """bool[P], after a look at what was given."""
     if np.ndim(silence) != 1:
         raise ValueError(f'silence is a sequence of pdfs, such as [0]; got {silence!r}.')
     mask = np.zeros(num_pdfs, bool)
     if len(silence):
-        if min(silence) < 0 or max(silence) >= num_pdfs:
+        pdfs = np.asarray(silence)
+        if not np.issubdtype(pdfs.dtype, np.integer):
+            raise ValueError(f'silence holds the numbers of pdfs, not {pdfs.dtype}: {silence!r}.')
+        if pdfs.min() < 0 or pdfs.max() >= num_pdfs:
             raise ValueError(f'silence names a pdf outside 0..{num_pdfs - 1}: {tuple(silence)}.')
-        mask[np.asarray(silence)] = True
+        mask[pdfs] = True
     return mask
 
 
@@ -180,7 +194,7 @@ def smbr(
       ValueError: as in `frame_accuracy` and `bayes_risk`.
     """
     accuracy = frame_accuracy(
-        labels,
+        _reference(labels, logits),
         logits.shape[2],
         classes=states,
         silence=silence,
@@ -224,7 +238,7 @@ def mpe(
       ValueError: as in `frame_accuracy` and `bayes_risk`.
     """
     # Padding must not lengthen the last phone.
-    labels = integers(labels, 'labels')
+    labels = _reference(labels, logits)
     labels = jnp.where(validity.frame_mask(logits, lengths), labels, -1)
     accuracy = frame_accuracy(
         labels,

@@ -141,12 +141,13 @@ class Kernel:
         size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
         arrays = [_leading(x, a, size) for x, a in zip(operands[:split], axes[:split], strict=True)]
         graph = jax.tree.unflatten(tree, operands[split:])
+        batch = arrays[0].shape[1]
         mapped = any(a is not None for a in axes[split:])
         if mapped or graph.batched:
-            graph = _one_each(tree, operands[split:], axes[split:], size, arrays[0].shape[1])
-        fold = [x.reshape(-1, *x.shape[2:]) for x in arrays]
+            graph = _one_each(tree, operands[split:], axes[split:], size, batch)
+        fold = [x.reshape(size * batch, *x.shape[2:]) for x in arrays]  # T may be 0: no −1
         out = self(*fold, graph=graph, leaky=leaky, backend=backend)
-        return [x.reshape(size, -1, *x.shape[1:]) for x in out], [0] * len(out)
+        return [x.reshape(size, batch, *x.shape[1:]) for x in out], [0] * len(out)
 
 
 def _varying(results, operands):

@@ -92,6 +92,7 @@ def _run(scores, lengths, graph: Graph, accuracy, leaky: float, backend: str):
     log_z, value, gradient = _kernel(
         scores, accuracy, lengths, graph=graph, leaky=leaky, backend=backend
     )
+    broken |= ~jnp.isfinite(value)  # accuracies too large for sums in float32
     value = jnp.where(broken | jnp.isnan(log_z), jnp.nan, value)
     return value, log_z, jnp.where(broken[:, None, None], 0.0, gradient)
 

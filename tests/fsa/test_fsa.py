@@ -40,3 +40,11 @@ def test_a_good_one_passes_and_holds_its_types():
 def test_what_is_refused(change, message):
     with pytest.raises(FsaError, match=message):
         Fsa(**{**GOOD, **change}).validate()
+
+
+def test_an_acceptor_cannot_change_after_it_was_packed():
+    weight = np.zeros(1, np.float32)
+    fsa = Fsa([0], [0], [0], weight, [0.0], [0.0])
+    with pytest.raises(ValueError, match='read-only'):
+        fsa.weight[:] = -1.0
+    weight[:] = -1.0  # the caller's array stays the caller's

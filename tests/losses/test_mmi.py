@@ -340,3 +340,47 @@ def test_bad_logits_stay_alone_through_the_softmax(batch, criterion, row):
     assert np.all(np.isfinite(gradient))
     assert not np.any(gradient[1])
     assert np.any(gradient[0])
+
+
+@pytest.mark.parametrize('trouble', ['padding', 'utterance', 'forbidden'])
+def test_one_utterances_trouble_stays_out_of_the_gradient_by_the_scale(batch, trouble):
+    numerators, logits, lengths = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+    lengths = np.array([5, 3, 4], np.int32)
+
+    def gradient(x, rows):
+        def total(scale):
+            return losses.lf_mmi(x, lengths, num, den, acoustic_scale=scale).value[rows].sum()
+
+        return jax.grad(total)(0.7)
+
+    spoilt = logits.copy()
+    if trouble == 'padding':
+        spoilt[1, 3:] = np.nan
+        np.testing.assert_array_equal(gradient(spoilt, ...), gradient(logits, ...))
+    elif trouble == 'utterance':
+        spoilt[2, 1, 0] = np.nan
+        others = np.array([0, 1])
+        np.testing.assert_allclose(gradient(spoilt, ...), gradient(logits, others), rtol=1e-6)
+    else:
+        spoilt[0, 1, 2] = -np.inf
+        logits[0, 1, 2] = -1e4
+        np.testing.assert_allclose(gradient(spoilt, ...), gradient(logits, ...), rtol=1e-5)
+
+
+def test_an_infeasible_utterance_stays_out_of_the_gradient_by_the_weight_of_ctc(batch):
+    numerators, logits, _ = batch
+    num, den = ops.pack_batch(numerators), ops.pack(loop(3))
+
+    def gradient(lengths):
+        def total(weight):
+            out = losses.ctc_crf(logits, np.array(lengths), num, den, ctc_weight=weight)
+            return jnp.where(jnp.arange(3) < 2, out.value, 0.0).sum(), out.valid
+
+        return jax.grad(total, has_aux=True)(0.1)
+
+    all_valid, _ = gradient([5, 5, 5])
+    one_short, valid = gradient([5, 5, 0])
+    np.testing.assert_array_equal(valid, [True, True, False])
+    assert all_valid != 0
+    np.testing.assert_array_equal(one_short, all_valid)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from backends import BACKENDS
 
 from seqtrain import losses, ops
 from seqtrain.losses import Reason
@@ -196,3 +197,51 @@ def test_the_checks_of_jax_find_nothing(setting, name, strict):
     jax.clear_caches()
     with strict():
         assert np.isfinite(jax.jit(jax.grad(total))(logits)).all()
+
+
+@pytest.mark.parametrize('shape', [(1, 5), (5,), (3, 1), (3, 6)])
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+def test_labels_are_not_stretched(setting, name, shape):
+    fsas, logits, _, lengths = setting
+    more = ([0, 1, 2],) if name == 'mpe' else ()
+    with pytest.raises(ValueError, match='labels'):
+        getattr(losses, name)(
+            jnp.asarray(logits), lengths, np.zeros(shape, np.int32), ops.pack(fsas[0]), *more
+        )
+
+
+@pytest.mark.parametrize('phones', [[-1, 0, 1], ['a', 'b', 'c'], [0.5, 1.5, 2.5]])
+def test_phones_may_have_any_names(setting, phones):
+    fsas, logits, labels, lengths = setting
+    labels[:, 2:] = 0  # the last phone would run on into padding
+    den = ops.pack(fsas[0])
+    got, want = (
+        losses.mpe(jnp.asarray(logits), lengths, labels, den, names)
+        for names in (phones, [0, 1, 2])
+    )
+    np.testing.assert_array_equal(got.value, want.value)
+
+
+@pytest.mark.parametrize('silence', [[True, False, False], [0.5]])
+def test_silence_is_pdf_numbers(silence):
+    with pytest.raises(ValueError, match='numbers of pdfs'):
+        losses.frame_accuracy(jnp.zeros((1, 2), jnp.int32), 3, silence=np.array(silence))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_accuracies_that_overflow_are_the_trouble_of_one_utterance(setting, backend):
+    fsas, logits, _, lengths = setting
+    accuracy = np.zeros_like(logits)
+    accuracy[0, :, 0] = 3e38
+    accuracy[1:, :, 0] = 1.0
+    out, gradient = run(
+        lambda x: losses.bayes_risk(
+            x, lengths, ops.pack(fsas[0]), jnp.asarray(accuracy), backend=backend
+        ),
+        logits,
+    )
+    assert np.isfinite(gradient).all()
+    assert np.isfinite(out.value).all()
+    assert out.valid[1:].all()
+    if not out.valid[0]:
+        assert not gradient[0].any()

@@ -12,6 +12,7 @@ from backends import BACKENDS
 from jax.sharding import Mesh, PartitionSpec
 
 from seqtrain import losses, ops
+from seqtrain.fsa import Fsa
 from seqtrain.ops import cpu, dispatch
 
 
@@ -188,3 +189,18 @@ def test_shard_map_knows_that_results_differ_between_devices(which):
 
 def test_importing_ops_needs_no_device():
     assert importlib.import_module('seqtrain.ops').BACKENDS == ('auto', 'xla', 'cpu', 'gpu')
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_vmap_over_no_frames(backend):
+    graph = ops.pack(Fsa([0], [0], [0], [0.0], [-1.0], [-2.0]))
+    scores, lengths = jnp.zeros((2, 3, 0, 1)), jnp.zeros((2, 3), jnp.int32)
+    total = jax.vmap(lambda s, n: ops.log_partition(s, n, graph, backend=backend))(scores, lengths)
+    np.testing.assert_array_equal(total, np.full((2, 3), -3.0))
+    risk, _ = jax.vmap(lambda s, n: ops.expected_accuracy(s, n, graph, s, backend=backend))(
+        scores, lengths
+    )
+    np.testing.assert_array_equal(risk, np.zeros((2, 3)))
+    best, path = jax.vmap(lambda s, n: ops.viterbi(s, n, graph, backend=backend))(scores, lengths)
+    np.testing.assert_array_equal(best, np.full((2, 3), -3.0))
+    assert path.shape == (2, 3, 0)
