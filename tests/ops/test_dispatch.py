@@ -99,6 +99,20 @@ def test_a_length_outside_the_batch_is_the_trouble_of_one_utterance(backend, bat
         assert (part[1::2] == blank).all()
 
 
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_no_utterances_are_a_batch(backend):
+    graph = ops.pack(oracles.random_fsa(np.random.default_rng(0), 4, 8, 3))
+    scores, lengths = jnp.zeros((0, 5, 3)), jnp.zeros(0, jnp.int32)
+
+    def total(scores):
+        log_z = ops.log_partition(scores, lengths, graph, backend=backend)
+        value, _ = ops.expected_accuracy(scores, lengths, graph, scores, backend=backend)
+        return log_z.sum() + value.sum()
+
+    assert jax.grad(total)(scores).shape == (0, 5, 3)
+    assert ops.viterbi(scores, lengths, graph, backend=backend)[1].shape == (0, 5)
+
+
 def test_vmap_over_graphs_and_scores():
     rng = np.random.default_rng(1)
     fsas = [oracles.random_fsa(rng, 4, 9, 3) for _ in range(6)]
