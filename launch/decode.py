@@ -1,9 +1,10 @@
-"""Decodes a Kaldi data directory with a trained run.
+r"""Decodes a Kaldi data directory with a trained run.
 
-    python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE]
+    python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE] [--unit=phone] \
+        [--acoustic_scales=0.1,0.2,0.3]
 
-Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. The last line is
-JSON.
+Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. Of several acoustic
+scales it takes the one with the fewest errors, as Kaldi's scoring does. The last line is JSON.
 """
 
 import json
@@ -20,6 +21,10 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DATA = flags.DEFINE_string('data', None, 'Kaldi data directory.', required=True)
 _OUTPUT = flags.DEFINE_string('output', '', 'Hypotheses; default: WORKDIR/decode/<name>/text.')
+_UNIT = flags.DEFINE_enum('unit', 'word', ['word', 'phone'], 'What is recognised.')
+_SCALES = flags.DEFINE_list(
+    'acoustic_scales', [], "Numbers; default: the one of the run's config (config.decode)."
+)
 
 
 def main(argv):
@@ -28,7 +33,17 @@ def main(argv):
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger('seqtrain').setLevel(logging.INFO)
     try:
-        result = decode.run(_WORKDIR.value, _DATA.value, _OUTPUT.value)
+        scales = [float(scale) for scale in _SCALES.value]
+    except ValueError as error:
+        raise app.UsageError(f'--acoustic_scales must be numbers: {error}.') from None
+    try:
+        result = decode.run(
+            _WORKDIR.value,
+            _DATA.value,
+            _OUTPUT.value,
+            unit=_UNIT.value,
+            acoustic_scales=scales,
+        )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')
     print(json.dumps(result))

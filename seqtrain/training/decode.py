@@ -4,68 +4,142 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
+
+import ml_collections
 
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
+from seqtrain.data.utterance import Utterance
 from seqtrain.decoding import Decoder, score_wer, write_text
-from seqtrain.training import assembly, devices, recognizer, start
+from seqtrain.training import assembly, devices, evaluate, recognizer, start
 from seqtrain.training import config as config_lib
-from seqtrain.training.config import pick
+from seqtrain.training.config import ConfigError, pick
 from seqtrain.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
 
-def run(path: str | pathlib.Path, data: str, output: str = '') -> dict[str, Any]:
+def run(
+    path: str | pathlib.Path,
+    data: str,
+    output: str = '',
+    *,
+    unit: str = 'word',
+    acoustic_scales: Sequence[float] = (),
+) -> dict[str, Any]:
     """Decodes a Kaldi data directory; see launch/decode.py.
 
     Args:
       path: the folder of a run.
       data: a Kaldi data directory; `text` is optional.
-      output: file for the hypotheses; '' is decode/<name of the directory>/text in the run.
+      output: file for the hypotheses; '' is decode/<name of the directory>/text in the run (-phone
+        after the name for phones).
+      unit: 'word' or 'phone'.
+      acoustic_scales: decodes at each of them and keeps the hypotheses of the first with the fewest
+        errors, as Kaldi's scoring does over language model weights; (): at the config's.
 
     Returns:
-      Counts, seconds, real-time factor, and the error rate where there are references.
+      Counts, seconds, real-time factor, and the error rate where there are references; `scales`
+      holds the counts at each scale where several were given.
+
+    Raises:
+      ConfigError: a scale that is not positive, several without references to choose by, or phones
+        of a run that made no graph for them.
     """
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
-        files = recognizer.ModelFiles.read(workdir.path / 'model')
-        graph = files.graph(workdir.path / 'model', 'word')
+        folder = workdir.path / 'model'
+        files = recognizer.ModelFiles.read(folder)
+        records = list(kaldi.read_dir(data))
+        references = _references(files, folder, records, unit)
+        _check(acoustic_scales, references)
+        graph = files.graph(folder, unit)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, position = recognizer.trained(config, workdir.path, params)
-        records = list(kaldi.read_dir(data))
-        settings = dataclasses.replace(
-            assembly.feature_config(config), sample_rate=files.sample_rate
-        )
-        features = feature_lib.compute(records, settings, require_text=False)
-        for skipped in features.skipped:
-            logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
-        search = pick(config.decode, 'beam', 'max_active', 'acoustic_scale')
-        if start.only_ce(config, workdir.path, position):
-            search['acoustic_scale'] = config.decode.ce_acoustic_scale
+        features = _features(config, files, records)
+        only_ce = start.only_ce(config, workdir.path, position)
+        scales = acoustic_scales or [recognizer.acoustic_scale(config.decode, unit, only_ce)]
+        search = pick(config.decode, 'beam', 'max_active')
         recognize = recognizer.Recognizer(network, Decoder(graph, **search))
-        started = time.perf_counter()
-        hypotheses = recognize(params, features)
-        seconds = time.perf_counter() - started
-        file = pathlib.Path(output or workdir.sub('decode') / pathlib.Path(data).name / 'text')
+        tried = [_at(scale, recognize, params, features, references) for scale in scales]
+        best, texts = min(tried, key=lambda one: one[0].get('errors', 0))
+        name = pathlib.Path(data).name + ('-phone' if unit == 'phone' else '')
+        file = pathlib.Path(output or workdir.sub('decode') / name / 'text')
         file.parent.mkdir(parents=True, exist_ok=True)
-        texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
         write_text(file, texts)
-    audio_s = float(sum(features.num_frames)) * settings.frame_shift_ms / 1000
-    result: dict[str, Any] = {
+    shift_s = assembly.feature_config(config).frame_shift_ms / 1000
+    audio_s = float(sum(features.num_frames)) * shift_s
+    result = {
+        **best,
         'utterances': len(texts),
         'skipped': len(features.skipped),
         'output': str(file),
-        'decoding_s': seconds,
-        'real_time_factor': seconds / max(audio_s, 1e-9),
+        'real_time_factor': best['decoding_s'] / max(audio_s, 1e-9),
     }
-    references = {r.id: r.text for r in records if r.text}
+    return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
+
+
+def _references(
+    files: recognizer.ModelFiles,
+    folder: pathlib.Path,
+    records: Sequence[Utterance],
+    unit: str,
+) -> dict[str, str]:
+    """Transcripts by utterance id, in words or phones."""
+    if unit not in files.units:
+        raise ConfigError(
+            f'This run has graphs of {", ".join(files.units)}, none of {unit!r}; train with '
+            f'--config.decode.phone_error_rate=True to have one of phones.'
+        )
+    lexicon = files.lexicon(folder / 'lexicon.txt')
+    texts = {r.id: r.text for r in records if r.text}
+    return evaluate.references(texts, lexicon, phones=unit == 'phone')[unit]
+
+
+def _check(scales: Sequence[float], references: dict[str, str]) -> None:
+    """Raises ConfigError for scales that cannot be tried."""
+    if not all(0 < scale < math.inf for scale in scales):
+        raise ConfigError(f'Acoustic scales must be positive numbers; got {list(scales)}.')
+    if len(scales) > 1 and not references:
+        raise ConfigError(
+            'The best of several acoustic scales is found by transcripts: give a data directory '
+            'with `text`, or one scale.'
+        )
+
+
+def _features(
+    config: ml_collections.ConfigDict,
+    files: recognizer.ModelFiles,
+    records: Sequence[Utterance],
+) -> feature_lib.FeatureSet:
+    """Features as in training; names what it skips."""
+    settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
+    features = feature_lib.compute(records, settings, require_text=False)
+    for skipped in features.skipped:
+        logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
+    return features
+
+
+def _at(
+    scale: float,
+    recognize: recognizer.Recognizer,
+    params: Any,
+    features: feature_lib.FeatureSet,
+    references: dict[str, str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Counts and hypotheses at one acoustic scale."""
+    started = time.perf_counter()
+    found = recognize(params, features, acoustic_scale=scale)
+    row: dict[str, Any] = {'acoustic_scale': scale, 'decoding_s': time.perf_counter() - started}
+    texts = {name: hypothesis.text for name, hypothesis in found.items()}
     if references:
         score = score_wer(references, {k: v for k, v in texts.items() if k in references})
-        counts = pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
-        result = {**counts, **result}
-    return result
+        logger.info('Acoustic scale %g: %s', scale, score)
+        row |= pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
+    return row, texts

@@ -84,7 +84,7 @@ class Evaluator:
         features, texts = test_set(config, data, 'test')
         return cls(
             features,
-            _references(texts, data.lexicon, config.decode.phone_error_rate),
+            references(texts, data.lexicon, config.decode.phone_error_rate),
             _recognizers(config, data, workdir),
             workdir,
             config.decode,
@@ -109,9 +109,7 @@ class Evaluator:
 
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
         started = time.perf_counter()
-        scale = self._scales.ce_acoustic_scale if model == 'ce' else self._scales.acoustic_scale
-        if unit == 'phone':
-            scale = self._scales.phone_acoustic_scale or scale
+        scale = recognizer.acoustic_scale(self._scales, unit, only_ce=model == 'ce')
         hypotheses = self.recognizers[unit](params, self._features, acoustic_scale=scale)
         seconds = time.perf_counter() - started
         texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
@@ -148,19 +146,17 @@ def test_set(
     return features, {r.id: r.text for r in records if r.text}
 
 
-def _references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:
+def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:
     """Texts per unit; a transcript with unknown words has no phones and is left out there."""
-    references = {'word': texts}
+    by_unit = {'word': texts}
     if phones:
         known = {
             name: text
             for name, text in texts.items()
             if all(word in lexicon.pronunciations for word in text.split())
         }
-        references['phone'] = {
-            name: ' '.join(lexicon.canonical(text)) for name, text in known.items()
-        }
-    return references
+        by_unit['phone'] = {name: ' '.join(lexicon.canonical(text)) for name, text in known.items()}
+    return by_unit
 
 
 def _recognizers(

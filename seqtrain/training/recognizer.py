@@ -99,6 +99,13 @@ def params_of(position: Position, params: Any) -> Any:
     return Partition.make(params, len(values)).join(values)
 
 
+def acoustic_scale(decode: ml_collections.ConfigDict, unit: str, only_ce: bool) -> float:
+    """That of `config.decode` for words or phones, for a network before a criterion or after it."""
+    if unit == 'phone' and decode.phone_acoustic_scale:
+        return decode.phone_acoustic_scale
+    return decode.ce_acoustic_scale if only_ce else decode.acoustic_scale
+
+
 def checksum(params: Any) -> int:
     """Of all values: whether two networks are the same."""
     result = 0

@@ -50,6 +50,10 @@ def test_train_then_decode_then_align(arguments, tmp_path, make_config, kaldi_co
     assert (decoded['wer'], decoded['words']) == (result['wer'], result['words'])
     hypotheses = pathlib.Path(decoded['output']).read_text()
     assert hypotheses == (tmp_path / 'run' / 'decode' / 'mmi-word' / 'text').read_text()
+    flags = [f'--workdir={tmp_path / "run"}', f'--data={data}', '--acoustic_scales=0.5,1']
+    tried = json.loads(launch('launch/decode.py', *flags).stdout.splitlines()[-1])['scales']
+    assert [row['acoustic_scale'] for row in tried] == [0.5, 1.0]
+    assert tried[1]['errors'] == result['errors']
     flags = [f'--workdir={tmp_path / "run"}', f'--data={data}', f'--out={tmp_path / "ali"}']
     done = launch('launch/align.py', *flags)
     assert json.loads(done.stdout.splitlines()[-1])['utterances'] == len(utterances)
@@ -104,6 +108,15 @@ def test_words_that_are_no_flags_are_refused(script, tmp_path):
     done = launch(f'launch/{script}.py', *flags, 'beam=3', check=False)
     assert done.returncode == 1
     assert "Unknown arguments: ['beam=3']" in done.stderr + done.stdout
+
+
+def test_acoustic_scales_that_are_no_numbers_are_refused(tmp_path):
+    flags = [f'--workdir={tmp_path}', f'--data={tmp_path}', '--acoustic_scales=0.1,loud']
+    done = launch('launch/decode.py', *flags, check=False)
+    assert done.returncode == 1
+    assert "--acoustic_scales must be numbers: could not convert string to float: 'loud'" in (
+        done.stderr + done.stdout
+    )
 
 
 @pytest.mark.parametrize('script', ['decode', 'align'])
