@@ -1,0 +1,81 @@
+"""Decoding with a run: phones, several acoustic scales, what cannot be had."""
+
+import pathlib
+
+import pytest
+
+from seqtrain.training import assembly, decode, experiment
+from seqtrain.training.errors import FOR_USERS
+from seqtrain.training.workdir import read_json
+
+SCALES = (1e-4, 0.3, 1.0)
+
+
+@pytest.fixture(scope='module')
+def trained(make_config, tmp_path_factory):
+    """A run that scored phones, too, and its test set."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = make_config(decode__phone_error_rate=True, decode__phone_acoustic_scale=0.5)
+    experiment.run(config, folder / 'run', quiet=True)
+    return folder / 'run', assembly.load_split(config.data, 'test')
+
+
+@pytest.mark.parametrize('unit', ['word', 'phone'])
+def test_the_same_as_at_the_end_of_the_run(trained, kaldi_copy, tmp_path, unit):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    result = decode.run(run, str(data), unit=unit)
+    score = read_json(run / 'decode' / f'mmi-{unit}' / 'score.json')
+    assert {name: result[name] for name in ('errors', 'words')} == {
+        name: score[name] for name in ('errors', 'words')
+    }
+    assert result['acoustic_scale'] == {'word': 1.0, 'phone': 0.5}[unit]
+    ours = pathlib.Path(result['output'])
+    assert ours.read_text() == (run / 'decode' / f'mmi-{unit}' / 'text').read_text()
+    assert ours.parent.name == {'word': 'data', 'phone': 'data-phone'}[unit]
+    assert 'scales' not in result
+
+
+def test_the_best_of_several_scales_is_kept(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    alone = [
+        decode.run(run, str(data), str(tmp_path / f'{s}'), unit='phone', acoustic_scales=[s])
+        for s in SCALES
+    ]
+    result = decode.run(run, str(data), unit='phone', acoustic_scales=SCALES)
+    assert [row['errors'] for row in result['scales']] == [one['errors'] for one in alone]
+    assert [row['acoustic_scale'] for row in result['scales']] == list(SCALES)
+    best = min(alone, key=lambda one: one['errors'])
+    assert best['errors'] < alone[0]['errors']  # scores that hardly count: not the best
+    names = ('errors', 'wer', 'acoustic_scale', 'utterances')
+    assert [result[name] for name in names] == [best[name] for name in names]
+    kept = pathlib.Path(result['output']).read_text()
+    assert kept == pathlib.Path(best['output']).read_text()
+
+
+def test_without_transcripts_at_one_scale(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    (data / 'text').unlink()
+    result = decode.run(run, str(data), acoustic_scales=[0.3])
+    assert (result['utterances'], result['acoustic_scale']) == (len(utterances), 0.3)
+    assert 'wer' not in result
+    with pytest.raises(FOR_USERS, match='found by transcripts'):
+        decode.run(run, str(data), acoustic_scales=SCALES)
+
+
+@pytest.mark.parametrize('scales', [(0.0,), (0.3, -1.0), (float('nan'),), (float('inf'),)])
+def test_scales_that_are_none_are_refused(trained, kaldi_copy, tmp_path, scales):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    with pytest.raises(FOR_USERS, match='must be positive'):
+        decode.run(run, str(data), acoustic_scales=scales)
+
+
+def test_a_run_without_phones_says_how_to_have_them(make_config, kaldi_copy, tmp_path):
+    config = make_config(bootstrap__updates=1, sequence__updates=0)
+    experiment.run(config, tmp_path / 'run', quiet=True)
+    data = kaldi_copy(assembly.load_split(config.data, 'test'), tmp_path / 'data')
+    with pytest.raises(FOR_USERS, match=r"graphs of word, none of 'phone'.*phone_error_rate=True"):
+        decode.run(tmp_path / 'run', str(data), unit='phone')
