@@ -43,7 +43,7 @@ def get_config():
     config.bootstrap.final_learning_rate = 1e-4
     config.sequence.graph = 'lattice'
     config.sequence.criterion = 'smbr'
-    config.sequence.updates = 400
+    config.sequence.updates = 1200
     config.sequence.learning_rate = 1e-3
     config.sequence.final_learning_rate = 1e-4
     config.sequence.ce_weight = 0.1
