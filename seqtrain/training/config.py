@@ -308,7 +308,8 @@ def _lattice() -> ml_collections.ConfigDict:
     part.lattice_beam = 7.0
     part.max_active = 5000
     part.acoustic_scale = 0.1  # κ
-    part.word_lm_order = 1
+    part.unit = 'word'  # or phone: phone sequences compete, whatever words they make
+    part.word_lm_order = 1  # of the units' n-gram
     part.threads = 1
     part.batches_per_block = 4  # outer: frames are shuffled within so many batches
     part.correction = False  # outer, mmi: old derivatives are moved to the new outputs

@@ -23,6 +23,7 @@ from seqtrain.training.prepare import TrainingData
 
 SIZES = 'lattice_sizes.json'
 _MODES = ('decode', 'epoch', 'outer')
+_UNITS = ('word', 'phone')
 # Room above what a first look at the data needs.
 _MARGIN = 1.25
 _MULTIPLE = 64
@@ -48,7 +49,9 @@ class LatticeConfig:
         parameters are then one update older.
       beam, lattice_beam, max_active: of the search (Kaldi's make_denlats.sh: 13, 7, 5000).
       acoustic_scale: κ, in the search and in the criterion.
-      word_lm_order: of the denominators' language model, weak on purpose.
+      unit: what competes: 'word', sequences of words; 'phone', those of phones, whatever words
+        they make, with the first pronunciations of the transcript as reference.
+      word_lm_order: of the denominators' n-gram of these units, weak on purpose.
       threads: utterances that a replica searches at once.
       batches_per_block: of 'outer': frames are shuffled within so many batches.
       correction: of 'outer' and mmi: old derivatives are moved to the new outputs, to first order.
@@ -61,6 +64,7 @@ class LatticeConfig:
     lattice_beam: float = 7.0
     max_active: int = 5000
     acoustic_scale: float = 0.1
+    unit: str = 'word'
     word_lm_order: int = 1
     threads: int = 1
     batches_per_block: int = 4
@@ -69,6 +73,8 @@ class LatticeConfig:
     def __post_init__(self):
         if self.mode not in _MODES:
             raise ValueError(f'config.lattice.mode is {self.mode!r}; choose {", ".join(_MODES)}.')
+        if self.unit not in _UNITS:
+            raise ValueError(f'config.lattice.unit is {self.unit!r}; choose {" or ".join(_UNITS)}.')
         counts = ('epochs_per_lattice', 'word_lm_order', 'threads', 'batches_per_block')
         for name in ('max_active', *counts):
             if getattr(self, name) < 1:
@@ -153,9 +159,10 @@ class LatticeMaker:
 
     Attributes:
       generator: the search over the denominators' decoding graph.
-      data: the training set: transcripts, buckets.
+      data: the training set: features, buckets.
       sizes: see there; None makes lattices of any size, for a first look.
       threads: utterances at once.
+      unit: of the graph, see `LatticeConfig`.
       frame_shift_s: of the features, in seconds.
     """
 
@@ -163,10 +170,15 @@ class LatticeMaker:
     data: TrainingData
     sizes: Sizes | None = None
     threads: int = 1
+    unit: str = 'word'
     frame_shift_s: float = 0.01
 
+    def text(self, index: int) -> str:
+        """An utterance's transcript in the graph's units."""
+        return spelt(self.data.features.texts[index], self.data.lexicon, self.unit)
+
     def make(
-        self, logits: np.ndarray, lengths: np.ndarray, indices: np.ndarray, bucket: int
+        self, logits: np.ndarray, lengths: np.ndarray, indices: np.ndarray
     ) -> tuple[list[Made | None], float, float]:
         """Lattices of a batch's utterances, None for padding rows; the seconds it took; and seconds
         of the utterances that got theirs.
@@ -175,16 +187,13 @@ class LatticeMaker:
           logits: f32[B, U, P], scaled log-likelihoods.
           lengths: i32[B], output frames.
           indices: i32[B], utterances; −1 for padding rows.
-          bucket: the batch's.
         """
         started = time.perf_counter()
 
         def one(row: int) -> Made | None:
             if indices[row] < 0:
                 return None
-            return self.utterance(
-                logits[row, : lengths[row]], int(indices[row]), bucket, look=row == 0
-            )
+            return self.utterance(logits[row, : lengths[row]], int(indices[row]), look=row == 0)
 
         rows = range(len(indices))
         if self.threads > 1:
@@ -197,22 +206,24 @@ class LatticeMaker:
         frames = sum(len(self.data.features.features[indices[row]]) for row in good)
         return made, seconds, frames * self.frame_shift_s
 
-    def utterance(self, logits: np.ndarray, index: int, bucket: int, look: bool = False) -> Made:
+    def utterance(self, logits: np.ndarray, index: int, look: bool = False) -> Made:
         """The lattices of one utterance; its trouble comes back as a reason.
+
+        They fit the shortest bucket that the utterance fits: in another epoch it may be there,
+        even if the rest of an epoch has moved it to a longer one now.
 
         Args:
           logits: f32[U, P].
           index: of the utterance.
-          bucket: of its batch.
           look: whether to find out the oracle errors, which takes a while.
         """
-        text = self.data.features.texts[index]
+        text = self.text(index)
         pair = self.generator.pair(logits, text)
         if not pair.ok:
             return Made(reason=pair.reason)
         assert pair.denominator is not None
         try:
-            numerator, denominator, pruned = self._fitted(pair, bucket)
+            numerator, denominator, pruned = self._fitted(pair, index)
         except LatticeError as error:
             return Made(reason=str(error))
         words = errors = 0
@@ -220,12 +231,13 @@ class LatticeMaker:
             words, errors = len(text.split()), oracle_errors(pair.found, text)
         return Made(numerator, denominator, '', pair.denominator.depth(), pruned, words, errors)
 
-    def _fitted(self, pair: LatticePair, bucket: int) -> tuple[Fsa, Fsa, bool]:
+    def _fitted(self, pair: LatticePair, index: int) -> tuple[Fsa, Fsa, bool]:
         assert pair.numerator is not None
         assert pair.denominator is not None
         whole = pair.numerator.to_fsa(), pair.denominator.to_fsa()
         if self.sizes is None:
             return *whole, False
+        bucket = self.data.buckets.of(len(self.data.features.features[index]))
         limits = self.sizes.of(self._frames(bucket))
         if all(
             fsa.num_states <= states and fsa.num_arcs <= arcs
@@ -262,8 +274,13 @@ _NO_PATH = Fsa(
 """An acceptor of nothing: the criteria mask its utterance."""
 
 
+def spelt(text: str, lexicon: Lexicon, unit: str) -> str:
+    """A transcript in words, or in the phones of their first pronunciations."""
+    return text if unit == 'word' else ' '.join(lexicon.canonical(text))
+
+
 def word_model(texts: Sequence[str], order: int) -> NGramLm:
-    """The denominators' weak word LM: a Witten-Bell n-gram of the training transcripts.
+    """The denominators' weak LM: a Witten-Bell n-gram of the training transcripts' words or phones.
 
     Kaldi (steps/make_denlats.sh) takes a unigram, so that lattices hold what a strong model would
     rule out.

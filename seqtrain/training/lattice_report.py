@@ -21,9 +21,9 @@ def summary(updates: Sequence[Update], stage: str) -> dict[str, Any]:
 
     `lattice_speed` is audio that got lattices over search seconds, times real time, of one
     replica's thread; `lattice_depth` the mean over batches; batches without a lattice count in
-    neither. `lattice_oracle_wer` is errors over words of the utterances that were looked at, one
-    of each batch; `device_idle_share` the share of the time that replicas' devices waited for
-    lattices.
+    neither. `lattice_oracle_wer` is errors over words (or phones, if they are of phones) of the
+    utterances that were looked at, one of each batch; `device_idle_share` the share of the time
+    that replicas' devices waited for lattices.
     """
     rows = [u for u in updates if u.stage == stage and 'lattice_s' in u.metrics]
     if not rows:
@@ -62,9 +62,9 @@ def picture(work: LatticeWork, params: Any) -> tuple[str, str] | None:
     found = work.maker.generator.decode(logits[0, : lengths[0]])
     if found is None:
         return None
-    text = data.features.texts[index]
+    text, unit = work.maker.text(index), work.maker.unit
     caption = (
         f'{data.features.ids[index]}: {text}. {found.depth():.1f} arcs per frame; the best path '
-        f'that it holds has {oracle_errors(found, text)} errors in {len(text.split())} words.'
+        f'that it holds has {oracle_errors(found, text)} errors in {len(text.split())} {unit}s.'
     )
     return caption, to_svg(found)

@@ -233,7 +233,7 @@ class LatticeSource:
         seconds, audio_s, facts = 0.0, 0.0, {}
         if scored is not None:
             logits, lengths = (np.asarray(x) for x in scored)
-            made, seconds, audio_s = work.maker.make(logits, lengths, missing, lease.bucket)
+            made, seconds, audio_s = work.maker.make(logits, lengths, missing)
             for row, one in enumerate(made):
                 if one is not None:
                     entries[row] = Entry(one, pulled.versions)

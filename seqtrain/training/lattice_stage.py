@@ -89,7 +89,7 @@ def make(
     made, frames = _first_look(work.maker, work.forward, params)
     sizes = Sizes.fit(made, frames)
     sizes.write(folder)
-    logger.info('Lattices: %s', _description(made, sizes))
+    logger.info('Lattices: %s', _description(made, sizes, config.lattice.unit))
     return dataclasses.replace(work, maker=dataclasses.replace(work.maker, sizes=sizes))
 
 
@@ -110,10 +110,11 @@ def of_size(
     """
     settings = lattice_config(config)
     cache = devices.cache_root(config.data.cache_dir) / 'graphs'
+    lexicon = data.lexicon if settings.unit == 'word' else data.lexicon.of_phones()
     graph = lattice.denominator_graph(
-        data.lexicon, data.topology, word_lm, cache, config.graph.silence_probability
+        lexicon, data.topology, word_lm, cache, config.graph.silence_probability
     )
-    maker = LatticeMaker(settings.generator(graph), data, sizes, settings.threads)
+    maker = LatticeMaker(settings.generator(graph), data, sizes, settings.threads, settings.unit)
     outer = None
     if settings.mode == 'outer':
         outer = _outer(config, settings, data, network, labels)
@@ -121,8 +122,10 @@ def of_size(
 
 
 def word_model(config: ml_collections.ConfigDict, data: TrainingData) -> NGramLm:
-    """The denominators' word LM, of the whole training set."""
-    return lattice.word_model(data.features.texts, config.lattice.word_lm_order)
+    """The denominators' LM of words, or of phones, of the whole training set."""
+    settings = config.lattice
+    texts = [lattice.spelt(text, data.lexicon, settings.unit) for text in data.features.texts]
+    return lattice.word_model(texts, settings.word_lm_order)
 
 
 def _outer(
@@ -178,18 +181,18 @@ def _first_look(maker: LatticeMaker, forward, params: Any) -> tuple[list[Made], 
             for x in jax.block_until_ready(forward(params, batch.features, batch.lengths))
         )
         for row, index in enumerate(indices):
-            made.append(maker.utterance(logits[row, : lengths[row]], index, bucket, look=True))
+            made.append(maker.utterance(logits[row, : lengths[row]], index, look=True))
             frames.append(int(lengths[row]))
     return made, frames
 
 
-def _description(made: list[Made], sizes: Sizes) -> str:
+def _description(made: list[Made], sizes: Sizes, unit: str) -> str:
     good = [one for one in made if not one.reason]
     words = max(1, sum(one.words for one in good))
     errors = sum(one.oracle_errors for one in good)
     depth = sum(one.depth for one in good) / max(1, len(good))
     return (
         f'{len(good)} of {len(made)} utterances of a first look have one; {depth:.0f} arcs per '
-        f'frame, oracle word error rate {100 * errors / words:.1f} %; batches have room for '
+        f'frame, oracle {unit} error rate {100 * errors / words:.1f} %; batches have room for '
         f'{sizes.denominator[1]:.0f} arcs per frame.'
     )

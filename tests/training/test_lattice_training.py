@@ -1,12 +1,14 @@
 """Training on lattices in small: modes, criteria, failures, going on, replay."""
 
 import math
+import re
 import types
 
 import numpy as np
 import pytest
 
 from seqtrain.exchange import Event, ReplayError, eventlog
+from seqtrain.graphs import Lexicon
 from seqtrain.lattices import LatticeGenerator, LatticePair
 from seqtrain.training import experiment, lattice, lattice_replay, monitor, replay
 from seqtrain.training.lattice import Made
@@ -58,13 +60,13 @@ def test_a_batch_without_a_lattice_has_neither_depth_nor_speed():
 
 def test_only_audio_that_got_lattices_counts_for_the_speed():
     class SomeFail(lattice.LatticeMaker):
-        def utterance(self, logits, index, bucket, look=False):
+        def utterance(self, logits, index, look=False):
             return Made(reason='' if index else 'no path')
 
     features = types.SimpleNamespace(features=[np.zeros((n, 1)) for n in (500, 100, 20)])
     maker = SomeFail(None, types.SimpleNamespace(features=features))
     logits, lengths = np.zeros((4, 1, 1)), np.ones(4, int)
-    made, _, audio_s = maker.make(logits, lengths, np.array([2, -1, 0, 1]), 0)
+    made, _, audio_s = maker.make(logits, lengths, np.array([2, -1, 0, 1]))
     assert [one and one.reason for one in made] == ['', None, 'no path', '']
     assert audio_s == pytest.approx(1.2)
 
@@ -101,6 +103,23 @@ def test_lattices_for_every_batch(lattice_config, tmp_path, criterion):
     assert 'arcs per frame' in page
 
 
+def test_lattices_of_phones(lattice_config, tmp_path):
+    config = lattice_config(
+        sequence__criterion='mpe', lattice__unit='phone', lattice__word_lm_order=2
+    )
+    experiment.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path, 'mpe')
+    assert len(rows) == 6
+    assert not any(row.reasons for row in rows)
+    assert all(row.metrics['row_sum'] < 1e-5 for row in rows)
+    page = (tmp_path / 'report.html').read_text()
+    caption = re.search(r': ([^:]+)\. [0-9.]+ arcs per frame; .* errors in ([0-9]+) phones', page)
+    phones = caption[1].split()
+    assert len(phones) == int(caption[2])
+    lexicon = Lexicon.read(tmp_path / 'model' / 'lexicon.txt')
+    assert set(phones) <= set(lexicon.phones) - {lexicon.silence}
+
+
 @SLOW
 def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
     config = lattice_config(
@@ -121,6 +140,26 @@ def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
         assert all(made) if epoch % 2 == 0 else not any(made), (epoch, made)
     events = eventlog.read(tmp_path / monitor.EVENTS)[1]
     assert max(e.s2 for e in events) >= 4
+
+
+def test_lattices_that_are_kept_fit_every_batch_that_their_utterance_comes_into(
+    lattice_config, tmp_path
+):
+    # Batches of 5 out of 24: in every epoch the rest of a bucket moves on to a longer one.
+    lattice.Sizes((2.0, 3.0), (4.0, 6.0)).write(tmp_path)
+    config = lattice_config(
+        data__batch_size=5,
+        data__num_buckets=3,
+        lattice__mode='epoch',
+        lattice__epochs_per_lattice=9,
+        lattice__lattice_beam=9.0,
+        exchange__num_replicas=1,
+        sequence__updates=15,
+    )
+    experiment.run(config, tmp_path, quiet=True)
+    rows = rows_of(tmp_path, 'mmi')
+    assert len(rows) == 15
+    assert sum(row.metrics['lattice_pruned'] for row in rows) > 0
 
 
 @pytest.mark.parametrize(
@@ -234,6 +273,7 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
     ('fields', 'message'),
     [
         ({'lattice__mode': 'never'}, 'choose decode, epoch, outer'),
+        ({'lattice__unit': 'syllable'}, 'choose word or phone'),
         ({'lattice__mode': 'decode', 'lattice__correction': True}, 'belongs to'),
         ({'sequence__graph': 'lettuce'}, 'choose lattice_free or lattice'),
         ({'sequence__leaky': 0.1}, 'for lattice-free graphs'),

@@ -10,7 +10,7 @@ from remote_runs import LATTICES, REMOTE, assert_nothing_of_an_utterance, assert
 
 from seqtrain.exchange import Pulled, Versions, eventlog
 from seqtrain.lattices import LatticeGenerator, LatticePair
-from seqtrain.training import align, assembly, experiment, hosts, lattice_stage, monitor
+from seqtrain.training import align, assembly, experiment, hosts, lattice, lattice_stage, monitor
 from seqtrain.training.leasing import lease_book
 
 NO_VERSIONS = Versions((0,), (0,))
@@ -28,16 +28,21 @@ def victim(prepared, monkeypatch):
     """A transcript for which there is no path."""
     _, data, *_ = prepared
     victim, real = data.features.texts[3], LatticeGenerator.pair
+    spellings = {lattice.spelt(victim, data.lexicon, unit) for unit in ('word', 'phone')}
 
     def pair(self, scores, words):
-        return LatticePair(None, None, 'no path') if words == victim else real(self, scores, words)
+        return (
+            LatticePair(None, None, 'no path') if words in spellings else real(self, scores, words)
+        )
 
     monkeypatch.setattr(LatticeGenerator, 'pair', pair)
     return victim
 
 
-def test_processes_make_the_lattices_that_the_driver_would(prepared, victim, tmp_path):
+@pytest.mark.parametrize('unit', ['word', 'phone'])
+def test_processes_make_the_lattices_that_the_driver_would(prepared, victim, tmp_path, unit):
     config, data, _, params = prepared
+    config.lattice.unit = unit
     work = on_lattices(prepared, tmp_path)
     replicas, _ = processes(config, data, params)
     works = [*(replica.lattices(work.maker.sizes) for replica in replicas), work]
