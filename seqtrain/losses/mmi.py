@@ -72,11 +72,10 @@ def lf_mmi(
     judged = jnp.where(jnp.isfinite(scale), den, jnp.nan)
     value = _difference(num, den, scale)
     out = validity.outcome(value, num, judged, lengths, graphs, num_gamma)
-    gradient = num_gamma - scale * den_gamma
     keep = out.valid[:, None, None]
     if drop_below is not None:
         keep &= jnp.minimum(num_gamma, den_gamma).sum(-1, keepdims=True) > drop_below
-    gradient = jnp.where(keep, gradient, 0.0)
+    gradient = jnp.where(keep, num_gamma - scale * den_gamma, 0.0)
     value = attach(scores, out.value, gradient) - _change_by(scale, den, out.valid)
     return out.replace(value=value, denominator=den)
 
