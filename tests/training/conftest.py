@@ -134,17 +134,19 @@ def ray_here():
 
 @pytest.fixture
 def send(monkeypatch):
-    """`send({n: signal})`: when n updates are completed, to the second replica's process."""
+    """`send({n: signal})`: when n updates (of replica `of`) are completed, to replica 1's process."""
     made, pids, count = [], {}, itertools.count(1)
     add, init = monitor.Monitor.add, hosts.Hosts.__init__
 
-    def plan(signals):
+    def plan(signals, of=None):
         def watched(self, *args):
             init(self, *args)
             made.append(self)
 
         def sending(self, update):
             add(self, update)
+            if of not in (None, update.replica):
+                return
             number = next(count)  # replicas call this at the same time
             if number in signals:
                 pids.update(pids or made[0].pids())  # a paused process does not say its own
