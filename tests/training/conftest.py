@@ -134,7 +134,7 @@ def ray_here():
 
 @pytest.fixture
 def send(monkeypatch):
-    """`send({n: signal})`: when n updates (of replica `of`) are completed, to replica 1's process."""
+    """`send({n: signal})`: after n updates (of replica `of`), to the second replica's process."""
     made, pids, count = [], {}, itertools.count(1)
     add, init = monitor.Monitor.add, hosts.Hosts.__init__
 

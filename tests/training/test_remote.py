@@ -211,9 +211,9 @@ def test_a_replica_process_is_killed_and_training_goes_on(
 def test_nobody_waits_for_a_process_that_is_paused_beyond_its_lease(
     ray_here, make_config, tmp_path, send
 ):
-    # By replica 0's updates: 4 before the last stage, 6 of that one's 12 in it. When its first there
-    # is reported, round 4 is the last that the paused one can have pushed to; it goes on when
-    # replica 0 has done round 6, which would never come if it waited.
+    # By replica 0's updates: 4 before the last stage, 6 of that one's 12 in it. When its first
+    # there is reported, round 4 is the last that the paused one can have pushed to; it goes on
+    # when replica 0 has done round 6, which would never come if it waited.
     send({5: signal.SIGSTOP, 10: signal.SIGCONT}, of=0)
     config = make_config(
         **REMOTE, exchange__mode='sync', exchange__lease_s=1.0, sequence__updates=12
