@@ -25,13 +25,13 @@ def get_config():
     config.data.speeds = (0.9, 1.0, 1.1)
     config.data.vtln = (0.85, 1.0, 1.15)
     config.data.spec_augment = True
-    config.spec_augment.num_freq_masks = config.spec_augment.num_time_masks = 0  # words are short
-    config.spec_augment.max_warp = 0.2
+    config.spec_augment.num_freq_masks = config.spec_augment.num_time_masks = 0
+    config.spec_augment.max_warp = 0.2  # four speakers are few
     config.spec_augment.max_shift = 1
     config.features.cmvn = 'speaker'
     config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1))
     config.model.num_hidden = 192
-    config.model.dropout = 0.3  # four speakers are few to learn from
+    config.model.dropout = 0.3
     config.exchange.num_replicas = 2
     config.exchange.overlap = False  # small network: fresher parameters beat overlap
     config.bootstrap.updates = 400
