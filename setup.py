@@ -60,7 +60,10 @@ def core() -> list[Extension]:
             depends=[str(p.relative_to(HERE)) for p in HERE.glob('seqtrain/ops/cpu/*.[hi]*')],
             include_dirs=[str(pathlib.Path(jaxlib.origin).parent / 'include')],
             # No -march: each kernel file names its instructions, and one is chosen when it runs.
-            extra_compile_args=['-std=c++17', '-O3', '-g0', '-fno-math-errno', '-Wno-psabi'],
+            extra_compile_args=[
+                *('-std=c++17', '-O3', '-g0', '-fno-math-errno'),
+                *('-ffp-contract=fast', '-Wno-psabi'),  # clang contracts within expressions alone
+            ],
             optional=True,  # without a compiler the package installs and runs on `xla`
         )
     ]
