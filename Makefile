@@ -4,6 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKDIR ?= workdir/demo
+PYTEST := $(BIN)/python -m pytest -n 2
+# Most of the suite's time goes into compiling. The numeric core is compiled as in use; runs, which are
+# compared with each other, do without LLVM's optimisations.
+CORE   := tests/ops tests/losses
+QUICK  := XLA_FLAGS="--xla_backend_optimization_level=0 $(XLA_FLAGS)"
+ORDER  := --dist loadfile --no-loadscope-reorder --timeout 900
 
 .PHONY: demo test lint format venv slow clean
 
@@ -27,10 +33,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow' tests seqtrain
+	$(PYTEST) -m 'not slow' $(CORE)
+	$(QUICK) $(PYTEST) -m 'not slow' tests seqtrain $(CORE:%=--ignore=%)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 900 -m slow tests
+	$(PYTEST) $(ORDER) -m slow $(CORE)
+	$(QUICK) $(PYTEST) $(ORDER) -m slow tests $(CORE:%=--ignore=%)
 
 clean:
 	rm -rf $(VENV) build *.egg-info workdir

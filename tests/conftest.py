@@ -3,7 +3,14 @@
 import os
 import pathlib
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+# Four devices; programs are compiled in one piece each, since both processors have tests to run.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        '--xla_force_host_platform_device_count=4',
+        '--xla_cpu_parallel_codegen_split_count=1',
+        os.environ.get('XLA_FLAGS', ''),  # the last of equal flags counts
+    ]
+)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax

@@ -44,7 +44,7 @@ def processes(config, data, params, first=None):
 
 def assert_replays(folder):
     """As a user does it: in a process with one device, as the replicas' processes had."""
-    environment = {**os.environ, **ray_transport.HOST_ENV, 'JAX_COMPILATION_CACHE_DIR': CACHE}
+    environment = {**os.environ, **ray_transport.host_env(), 'JAX_COMPILATION_CACHE_DIR': CACHE}
     done = subprocess.run(
         [sys.executable, 'launch/replay.py', f'--workdir={folder}'],
         cwd=ROOT, env=environment, capture_output=True, text=True,

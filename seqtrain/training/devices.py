@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from seqtrain.exchange.transport import cluster
 from seqtrain.training.workdir import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def machine() -> dict[str, Any]:
         'processor': platform.machine(),
         'jax': jax.__version__,
         'threads': max(cores, jax.local_device_count()),
+        'xla_flags': cluster.xla_flags(),
     }
 
 

@@ -29,6 +29,12 @@ def gradient(event, params):
     return {'w': np.cos(params['w'] + event.worker).astype(np.float32)}
 
 
+def test_shards_compile_as_their_driver_does_for_one_device(monkeypatch):
+    here = '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
+    monkeypatch.setenv('XLA_FLAGS', here)
+    assert ray_transport.host_env()['XLA_FLAGS'] == '--xla_backend_optimization_level=0'
+
+
 def replica(endpoint, worker, steps):
     """What each process runs."""
     with endpoint.connect(worker) as client:

@@ -125,7 +125,7 @@ def ray_here():
     """One Ray for all; its processes find compiled programs where other tests left theirs."""
     pytest.importorskip('ray')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XLA_FLAGS', '')  # one device per process
+        patch.setenv('XLA_FLAGS', ray_transport.xla_flags())  # one device per process
         patch.setenv('JAX_COMPILATION_CACHE_DIR', remote_runs.CACHE)
         ray_transport.start(num_cpus=2)
     yield

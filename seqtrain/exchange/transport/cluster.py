@@ -34,6 +34,15 @@ _TOKENS = (
 )
 
 
+def xla_flags() -> str:
+    """XLA_FLAGS but for the number of host devices: what every process of a run should share.
+
+    They decide about the last bits of a step, and a shard's rule is compiled by them, too.
+    """
+    flags = os.environ.get('XLA_FLAGS', '').split()
+    return ' '.join(f for f in flags if not f.startswith('--xla_force_host_platform_device_count'))
+
+
 def start(
     address: str | None = None,
     *,

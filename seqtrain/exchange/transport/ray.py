@@ -31,13 +31,17 @@ from seqtrain.exchange.messages import Event
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy, check_lease
 from seqtrain.exchange.store import RuleLike, shard_rule
-from seqtrain.exchange.transport.cluster import start, stop
+from seqtrain.exchange.transport.cluster import start, stop, xla_flags
 from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 CLOSE_S = 30.0
 """How long shards may take to write their last checkpoints."""
-HOST_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+
+
+def host_env() -> dict[str, str]:
+    """The environment of a shard's process: one device of the host, XLA's other flags as here."""
+    return {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags()}
 
 
 class RayEndpoint:
@@ -139,7 +143,7 @@ class RayServer:
             max_restarts=-1 if directory else 0,
             max_task_retries=0,
             max_concurrency=4 * self.policy.num_workers + 16,
-            runtime_env={'env_vars': HOST_ENV},
+            runtime_env={'env_vars': host_env()},
         )
         # A shard that starts again is made from the same arguments: Ray forgets large ones unless
         # somebody holds them.
