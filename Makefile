@@ -6,10 +6,9 @@ STAMP  := $(VENV)/.installed
 WORKDIR ?= workdir/demo
 PYTEST := $(BIN)/python -m pytest -n 2
 # Most of the suite's time goes into compiling. The numeric core is compiled as in use; runs, which are
-# compared with each other, do without LLVM's optimisations.
+# compared with each other, and what is slow do without LLVM's optimisations.
 CORE   := tests/ops tests/losses
 QUICK  := XLA_FLAGS="--xla_backend_optimization_level=0 $(XLA_FLAGS)"
-ORDER  := --dist loadfile --no-loadscope-reorder --timeout 900
 
 .PHONY: demo test lint format venv slow clean
 
@@ -37,8 +36,7 @@ test: lint
 	$(QUICK) $(PYTEST) -m 'not slow' tests seqtrain $(CORE:%=--ignore=%)
 
 slow: $(STAMP)
-	$(PYTEST) $(ORDER) -m slow $(CORE)
-	$(QUICK) $(PYTEST) $(ORDER) -m slow tests $(CORE:%=--ignore=%)
+	$(QUICK) $(PYTEST) --dist loadfile --no-loadscope-reorder --timeout 900 -m slow tests
 
 clean:
 	rm -rf $(VENV) build *.egg-info workdir
