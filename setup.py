@@ -45,6 +45,7 @@ EXTRAS = {
 }
 EXTRAS['demo'] = EXTRAS['kaldi'] + EXTRAS['synth'] + EXTRAS['report']
 EXTRAS['all'] = sorted({name for group in EXTRAS.values() for name in group})
+OPTIONS = ['-std=c++17', '-O3', '-g0', '-fno-math-errno']
 
 
 def core() -> list[Extension]:
@@ -60,10 +61,8 @@ def core() -> list[Extension]:
             depends=[str(p.relative_to(HERE)) for p in HERE.glob('seqtrain/ops/cpu/*.[hi]*')],
             include_dirs=[str(pathlib.Path(jaxlib.origin).parent / 'include')],
             # No -march: each kernel file names its instructions, and one is chosen when it runs.
-            extra_compile_args=[
-                *('-std=c++17', '-O3', '-g0', '-fno-math-errno'),
-                *('-ffp-contract=fast', '-Wno-psabi'),  # clang contracts within expressions alone
-            ],
+            # clang would contract multiply-adds within expressions alone.
+            extra_compile_args=[*OPTIONS, '-ffp-contract=fast', '-Wno-psabi'],
             optional=True,  # without a compiler the package installs and runs on `xla`
         )
     ]
@@ -74,7 +73,7 @@ def search() -> Extension:
     return Extension(
         'seqtrain.lattices.native._search',
         sources=['seqtrain/lattices/native/search.cc'],
-        extra_compile_args=['-std=c++17', '-O3', '-g0', '-fno-math-errno'],
+        extra_compile_args=OPTIONS,
         optional=True,  # without it lattices are made by NumPy
     )
 
