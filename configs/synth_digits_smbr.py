@@ -6,7 +6,7 @@ Other criteria: --config.sequence.criterion=mmi (or mpe). Formant speech proves 
 accuracy on people.
 
 Measured (RESULTS.md): 2.0, 0.6, 1.4 % of 500 words after cross-entropy and 0.6, 0.4, 0.6 % after
-lattice sMBR for seeds 0, 1, 2; 57 to 71 s of training on two cores.
+lattice sMBR for seeds 0, 1, 2.
 """
 
 from seqtrain.training import config as config_lib

@@ -1,4 +1,4 @@
-"""Aligns the transcripts of a Kaldi data directory with its recordings, by a trained run.
+r"""Aligns the transcripts of a Kaldi data directory with its recordings, by a trained run.
 
     python launch/align.py --workdir=DIR --data=KALDI_DIR --out=DIR \
         [--lexicon=FILE] [--reference=phones.ctm --tolerance_ms=30]

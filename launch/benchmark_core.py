@@ -41,12 +41,14 @@ from seqtrain.fsa import Fsa
 from seqtrain.ops import cpu
 
 _OUT = flags.DEFINE_string('out', 'benchmark', 'Folder for the JSON and the plot.')
-_GRAPHS = flags.DEFINE_list('graphs', ['wsj', '200', '2k', '10k'], 'Graphs; see GRAPHS.')
+_GRAPHS = flags.DEFINE_list(
+    'graphs', ['wsj', '200', '2k', '10k'], 'Of wsj, wsj_open, 200, 2k, 10k, 2kr, 10kr.'
+)
 _BATCHES = flags.DEFINE_list('batches', ['1', '8', '32', '128'], 'Utterances per batch, B.')
 _FRAMES = flags.DEFINE_list('frames', ['150', '700'], 'Frames per utterance, T.')
 _BACKENDS = flags.DEFINE_list('backends', [], 'Backends; empty for all present.')
 _SECONDS = flags.DEFINE_float('seconds', 2.0, 'Time to spend on every case after compiling.')
-_KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'What to time; see KERNELS.')
+_KERNELS = flags.DEFINE_list('kernels', ['loss', 'viterbi'], 'Of loss, viterbi.')
 _XLA_WORK = flags.DEFINE_float(
     'xla_work', 1e9, 'Leaves out cases of the xla backend with more arcs times frames than this.'
 )
@@ -369,6 +371,11 @@ def main(argv: list[str]) -> None:
     for flag, known in choices:
         if unknown := [name for name in flag.value if name not in known]:
             raise app.UsageError(f'Unknown {flag.name} {unknown}; there are {list(known)}.')
+    if {'wsj', 'wsj_open'} & set(_GRAPHS.value) and not pathlib.Path(_WSJ.value).is_file():
+        raise app.UsageError(
+            f'There is no WSJ denominator at {_WSJ.value}: name it with --wsj, or leave it '
+            'out with --graphs=200,2k,10k.'
+        )
     backends = _BACKENDS.value or ops.backends()
     cases = [
         Case(name, batch, frames, backend, kernel)

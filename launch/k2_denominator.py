@@ -14,11 +14,16 @@ first, a line each; leaves log_z.f64 [B] and gradient.f32 [B, T, P] in the folde
 
 import argparse
 import pathlib
+import sys
 import time
 
-import k2
 import numpy as np
-import torch
+
+try:
+    import k2
+    import torch
+except ImportError as error:
+    sys.exit(f'{__doc__}\n{error.name} is not installed for {sys.executable}.')
 
 
 def acceptor(folder: pathlib.Path, num_states: int) -> k2.Fsa:

@@ -1,4 +1,4 @@
-"""Checks the numeric core of this installation: known answers on every backend, in seconds.
+"""Checks the numeric core of this installation: known answers on every backend, in a minute.
 
     python launch/selfcheck.py [--graph=FILE.txt]
 

@@ -2,7 +2,8 @@
 
     python launch/train.py --config=configs/yesno.py --workdir=DIR [--config.field=value ...]
 
-The same command goes on with an interrupted run. The last line is JSON.
+seqtrain/training/config.py lists the fields. The same command goes on with an interrupted run. The
+last line is JSON.
 """
 
 import json

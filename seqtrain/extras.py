@@ -29,6 +29,6 @@ def load(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"{error.name} is not installed: pip install 'seqtrain[{_EXTRAS[module]}]'; training "
-            "needs 'seqtrain[kaldi,report]'."
+            f'{error.name} is not installed. In a checkout of seqtrain: pip install '
+            f"'.[{_EXTRAS[module]}]'; training needs '.[kaldi,report]'."
         ) from None

@@ -20,7 +20,7 @@ for module in extras._EXTRAS:
 @pytest.mark.parametrize('module', sorted(extras._EXTRAS))
 def test_a_missing_package_says_what_to_install(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(errors.FOR_USERS, match=r"pip install 'seqtrain\[(kaldi|report)\]'"):
+    with pytest.raises(errors.FOR_USERS, match=r"pip install '\.\[(kaldi|report)\]'"):
         extras.load(module)
 
 

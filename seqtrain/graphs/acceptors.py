@@ -56,5 +56,9 @@ def numerator(
 
 
 def denominator(phone_lm: PhoneLm, topology: Topology) -> Fsa:
-    """All pdf sequences that the phone language model allows, as a small shared graph."""
+    """All pdf sequences that the phone language model allows, as a small shared graph.
+
+    Raises:
+      ValueError: the model has phones that the topology has not.
+    """
     return minimise(expand(phone_lm.acceptor(), topology))

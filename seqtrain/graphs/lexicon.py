@@ -243,6 +243,9 @@ def training_phones(
     Every transcript gives `samples` sequences: a pronunciation is drawn uniformly, and silence
     stands at each word boundary (and at both ends) with `silence_probability`. The draw depends on
     the seed, the transcript and its number among equal ones only, not on the order of transcripts.
+
+    Raises:
+      OovError: a transcript has words that the lexicon has not.
     """
     result = []
     seen: dict[str, int] = {}

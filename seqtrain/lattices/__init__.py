@@ -11,7 +11,7 @@ from seqtrain.lattices.outer import (
     mmi,
     shuffled_frames,
 )
-from seqtrain.lattices.tools import confidences, n_best, oracle_errors, rescore_lm
+from seqtrain.lattices.tools import WordConfidence, confidences, n_best, oracle_errors, rescore_lm
 
 __all__ = [
     'Lattice',
@@ -19,6 +19,7 @@ __all__ = [
     'LatticeGenerator',
     'LatticePair',
     'OuterDerivative',
+    'WordConfidence',
     'best_path',
     'confidences',
     'expected_accuracy',

@@ -20,7 +20,13 @@ _DELTA = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class WordConfidence:
-    """A word of the best path: the frame at which it was recognised, and its posterior."""
+    """A word of the best path.
+
+    Attributes:
+      word: as in the lattice.
+      frame: of the network's outputs, counted from 0, at which the search recognised it.
+      confidence: its posterior probability, 0 to 1.
+    """
 
     word: str
     frame: int

@@ -37,6 +37,7 @@ class Dnn(nnx.Module):
     """Splice once, then `num_layers` of linear → ReLU, then a linear output layer."""
 
     def __init__(self, config: DnnConfig, *, rngs: nnx.Rngs):
+        """Random parameters of the given shape, drawn from the streams of `rngs`."""
         self.config = config
         self.hidden: nnx.List[nnx.Linear] = nnx.List([])
         width = config.num_inputs * (config.left + 1 + config.right)

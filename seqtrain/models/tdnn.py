@@ -40,6 +40,7 @@ class Tdnn(nnx.Module):
     """
 
     def __init__(self, config: TdnnConfig, *, rngs: nnx.Rngs):
+        """Random parameters of the given shape, drawn from the streams of `rngs`."""
         self.config = config
         self.hidden: nnx.List[nnx.Linear] = nnx.List([])
         self.norms: nnx.List[nnx.LayerNorm] = nnx.List([])

@@ -1,0 +1,1 @@
+"""Runs: config, stages, checkpoints, decoding, alignment, replay; `experiment.run` is the whole."""

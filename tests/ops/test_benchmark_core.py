@@ -48,6 +48,7 @@ def command():
     ('flag', 'message'),
     [
         ('--graphs=wjs', "Unknown graphs ['wjs']"),
+        ('--graphs=wsj --wsj=nowhere', 'There is no WSJ denominator at nowhere'),
         ('--kernels=los', "Unknown kernels ['los']"),
         ('--backends=cuda', "Unknown backends ['cuda']"),
         ('--batches=1,x', "--batches are numbers from 1 on; got ['x']"),
@@ -60,7 +61,9 @@ def test_what_cannot_be_timed_is_refused(monkeypatch, capsys, command, flag, mes
     monkeypatch.setattr(command, 'measured', lambda *_: iter(()))
     monkeypatch.setattr(command, 'work', lambda *_: 0.0)
     with pytest.raises(SystemExit) as ended:
-        app.run(command.main, ['benchmark_core.py', flag, f'--out={tmp_path}'])
+        app.run(
+            command.main, ['benchmark_core.py', '--graphs=200', *flag.split(), f'--out={tmp_path}']
+        )
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert message in printed.out + printed.err

@@ -16,7 +16,9 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ExchangeError('The ray transport needs Ray: pip install "seqtrain[dist]".') from error
+        raise ExchangeError(
+            "The ray transport needs Ray. In a checkout of seqtrain: pip install '.[dist]'."
+        ) from error
     return ray
 
 
