@@ -73,7 +73,7 @@ flags.DEFINE_float('noise', 0.5, "Standard deviation of the toy's gradient noise
 flags.DEFINE_multi_enum(
     'mode', ['async', 'sync', 'backup'], ['async', 'sync', 'backup'], 'Which modes to run.'
 )
-flags.DEFINE_integer('seed', 0, 'Of everything.')
+flags.DEFINE_integer('seed', 0, 'Of everything.', lower_bound=0)
 
 
 def policy(mode: str) -> Policy:
@@ -169,19 +169,20 @@ def main(argv: list[str]) -> None:
         for name in ('config', 'workdir'):
             if FLAGS[name].present:
                 raise app.UsageError(f'--{name} needs --problem=acoustic.')
+    try:
+        planned = {mode: scenario(mode) for mode in FLAGS.mode}
+    except ValueError as error:
+        raise app.UsageError(str(error)) from None
+    try:
+        if FLAGS.out:
+            extras.load('matplotlib')
+        runs = {mode: Simulation(one, *trained(mode)) for mode, one in planned.items()}
+    except errors.FOR_USERS as error:
+        sys.exit(f'{type(error).__name__}: {error}')
     results, numbers = {}, {}
-    for mode in FLAGS.mode:
+    for mode, simulation in runs.items():
         started = time.perf_counter()
-        try:
-            planned = scenario(mode)
-        except ValueError as error:
-            raise app.UsageError(str(error)) from None
-        try:
-            if FLAGS.out:
-                extras.load('matplotlib')
-            results[mode] = Simulation(planned, *trained(mode)).run()
-        except errors.FOR_USERS as error:
-            sys.exit(f'{type(error).__name__}: {error}')
+        results[mode] = simulation.run()
         numbers[mode] = summary(results[mode], time.perf_counter() - started)
         print(mode, numbers[mode])
     if FLAGS.out:

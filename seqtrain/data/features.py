@@ -99,6 +99,14 @@ class FeatureSet:
         """F; 0 for an empty set."""
         return self.features[0].shape[1] if self.features else 0
 
+    def check_dim(self, dim: int) -> None:
+        """Raises DataError where these are no features for a network with `dim` inputs."""
+        if len(self) and self.dim != dim:
+            raise DataError(
+                f'The features of {self.ids[0]} have {self.dim} values per frame, the network '
+                f'takes {dim}: give recordings, or features like those of the training set.'
+            )
+
     def select(self, keep: Sequence[int], skipped: Iterable[Skipped] = ()) -> FeatureSet:
         """The utterances of the given indices; `skipped` is added to what is skipped."""
         return FeatureSet(

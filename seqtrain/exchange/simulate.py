@@ -65,7 +65,6 @@ class _Replica:
     slowness: float
     bandwidth: float
     life: int = 0
-    alive: bool = True
     computing: bool = False
     joined: bool = False
     fresh: bool = False
@@ -271,7 +270,7 @@ class Simulation:
 
     def _join(self, replica: _Replica, life: int) -> None:
         if replica.life == life:
-            replica.alive, replica.joined, replica.fresh = True, False, False
+            replica.joined, replica.fresh = False, False
             replica.params = {}
             shards = range(self._scenario.num_shards)
             join = Join(replica.number, keep=versions_under_way(self._scenario.queue_size))
@@ -338,15 +337,18 @@ class Simulation:
         s = self._scenario
         self._deaths += 1
         replica.life += 1
-        replica.alive = replica.computing = replica.joined = False
+        replica.computing = replica.joined = False
         replica.queue.clear()
         replica.asked, replica.answers, replica.params = {}, {}, {}
         replica.line_free_s = 0.0
-        self._at(self._now + s.restart_s, self._join, replica, replica.life)
+        self._at(self._now + s.restart_s, self._return, replica)
         if s.lease_s < s.restart_s:
             for shard in range(s.num_shards):
                 leave = [Leave(replica.number)]
                 self._at(self._now + s.lease_s, self._arrive, shard, leave, replica.life)
+
+    def _return(self, replica: _Replica) -> None:
+        self._join(replica, replica.life)
         self._plan_death(replica)
 
     def _plan_shard_death(self, shard: int) -> None:
@@ -356,9 +358,10 @@ class Simulation:
 
     def _shard_die(self, shard: int) -> None:
         self._shard_deaths += 1
-        self._free_s[shard] = max(self._free_s[shard], self._now) + self._scenario.shard_restart_s
+        restart_s = self._scenario.shard_restart_s
+        self._free_s[shard] = max(self._free_s[shard], self._now) + restart_s
         self._reply(shard, self._shards[shard].restore(self._saved[shard], self._now))
-        self._plan_shard_death(shard)
+        self._at(self._now + restart_s, self._plan_shard_death, shard)
 
     def _checkpoint(self) -> None:
         self._saved = [shard.snapshot() for shard in self._shards]

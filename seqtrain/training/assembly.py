@@ -92,9 +92,14 @@ def training_data(
     )
 
 
+def masks(config: ml_collections.ConfigDict) -> augment.SpecAugmentConfig | None:
+    """What is done to the features of a batch, if anything is."""
+    settings = section(augment.SpecAugmentConfig, config.spec_augment)
+    return settings if config.data.spec_augment else None
+
+
 def batcher(config: ml_collections.ConfigDict, data: prepare.TrainingData) -> Batcher:
-    masks = section(augment.SpecAugmentConfig, config.spec_augment)
-    return Batcher(data, config.seed, masks if config.data.spec_augment else None)
+    return Batcher(data, config.seed, masks(config))
 
 
 def network(

@@ -7,6 +7,7 @@ is what the layers below receive; a field that a dataclass does not have is an e
 import contextlib
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -22,22 +23,37 @@ _LEAST = {
     'data.max_train': 0,
     'data.max_dev': 0,
     'data.max_test': 0,
+    'spec_augment.num_freq_masks': 0,
+    'spec_augment.max_freq_width': 0,
+    'spec_augment.num_time_masks': 0,
+    'spec_augment.max_time_width': 0,
+    'spec_augment.max_time_fraction': 0,
     'graph.num_tied': 1,
     'graph.min_count': 0,
+    'graph.phone_lm_order': 1,
     'graph.word_lm_order': 0,
+    'model.num_hidden': 1,
+    'model.num_layers': 1,
+    'model.left': 0,
+    'model.right': 0,
     'model.subsampling': 1,
+    'exchange.local_learning_rate': 0,
     'exchange.max_restarts': 0,
     'exchange.clip_norm': 0,
     'bootstrap.mono_rounds': 0,
     'bootstrap.mono_updates': 0,
     'bootstrap.rounds': 0,
     'bootstrap.updates': 0,
+    'decode.max_active': 2,
     'decode.phone_acoustic_scale': 0,
+    'sequence.boost': 0,
     'sequence.updates': 0,
     'sequence.leaky': 0,
     'checkpoint.every_updates': 1,
     'checkpoint.keep': 1,
 }
+_ABOVE_0 = ('decode.acoustic_scale', 'decode.beam', 'decode.ce_acoustic_scale')
+_BELOW_1 = ('graph.silence_probability', 'model.dropout')
 
 
 class ConfigError(ValueError):
@@ -81,19 +97,31 @@ def from_json(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for a number out of its range that no other check would name in time."""
+    _check_finite(config.to_dict(), 'config')
     for name, least in _LEAST.items():
         value = _value(config, name)
         if not value >= least:
             raise ValueError(f'config.{name} is {value}: it must be at least {least}.')
-    if not 0 <= config.model.dropout < 1:
-        raise ValueError(
-            f'config.model.dropout is {config.model.dropout}: it must be at least 0 and below 1.'
-        )
-    if not config.decode.ce_acoustic_scale > 0:
-        raise ValueError(
-            f'config.decode.ce_acoustic_scale is {config.decode.ce_acoustic_scale}: it must be '
-            'above 0.'
-        )
+    for name in _BELOW_1:
+        value = _value(config, name)
+        if not 0 <= value < 1:
+            raise ValueError(f'config.{name} is {value}: it must be at least 0 and below 1.')
+    for name in _ABOVE_0:
+        value = _value(config, name)
+        if not value > 0:
+            raise ValueError(f'config.{name} is {value}: it must be above 0.')
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raises ValueError for a number that is infinite or none, in a section or in a tuple."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f'{name}.{key}')
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            _check_finite(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'{name} is {value}: it must be a finite number.')
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> Any:

@@ -123,6 +123,7 @@ def _features(
     features = feature_lib.compute(records, settings, require_text=False)
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
+    features.check_dim(files.num_inputs)
     return features
 
 

@@ -143,6 +143,7 @@ def test_set(
             f'Nothing can be tested on: no utterance of {getattr(config.data, split)!r} can be '
             f'used. The first was skipped: {first}'
         )
+    features.check_dim(data.features.dim)
     return features, {r.id: r.text for r in records if r.text}
 
 
@@ -155,6 +156,11 @@ def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[st
             for name, text in texts.items()
             if all(word in lexicon.pronunciations for word in text.split())
         }
+        if texts and not known:
+            raise DataError(
+                'Phones cannot be scored: every transcript has a word that the lexicon has not. '
+                'Give pronunciations, or set config.decode.phone_error_rate=False.'
+            )
         by_unit['phone'] = {name: ' '.join(lexicon.canonical(text)) for name, text in known.items()}
     return by_unit
 

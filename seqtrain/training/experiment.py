@@ -78,6 +78,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         start.is_tied(config)
         by_speaker(config)
         assembly.graph_config(config).monophones(1)
+        assembly.masks(config)
         plan(config)
 
 
@@ -151,9 +152,11 @@ class Experiment:
         self._completed = position.completed if position else 0
         total = sum(stage.updates for stage in self.stages)
         done = position.updates if position else 0
-        self.development = development.Development.make(
-            self.config, self.data, self.evaluator, self.workdir, done
-        )
+        self.development = None
+        if self.stages[-1].kind == 'sequence':
+            self.development = development.Development.make(
+                self.config, self.data, self.evaluator, self.workdir, done
+            )
         if self.development is not None:
             resources.callback(self.development.close)
         self.monitor = Monitor(self.workdir.path, total, resume_at=done, quiet=quiet)

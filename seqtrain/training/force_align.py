@@ -62,13 +62,14 @@ def run(
       Counts, seconds, and with a reference the agreement (see `intervals.agreement`).
 
     Raises:
-      DataError: no utterance can be aligned.
+      DataError: no utterance can be aligned, or the features are not the network's.
       LexiconError: a phone that the run does not know; names file and line.
       CtmError: a malformed reference; names file and line.
     """
     given = alignment_files.read_ctm(reference) if reference else None
-    settings, aligner = _loaded(path, lexicon_file)
+    settings, num_inputs, aligner = _loaded(path, lexicon_file)
     features = feature_lib.compute(list(kaldi.read_dir(data)), settings)
+    features.check_dim(num_inputs)
     subsampling = aligner.network.subsampling
     features = prepare.usable(features, aligner.lexicon, aligner.topology, subsampling)
     started = time.perf_counter()
@@ -195,8 +196,8 @@ class Aligner:
         return result, skipped
 
 
-def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig, Aligner]:
-    """How a run's features are computed, and its network."""
+def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig, int, Aligner]:
+    """How a run's features are computed, how many there are per frame, and its network."""
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
@@ -207,7 +208,7 @@ def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig,
         params, _ = recognizer.trained(config, workdir.path, params)
     settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
     aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
-    return settings, aligner
+    return settings, files.num_inputs, aligner
 
 
 def _write(

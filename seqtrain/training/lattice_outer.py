@@ -9,6 +9,9 @@ cross-entropy: the cure for minibatches that are a few whole utterances. The pri
 derivatives' age, s2. Optionally they are moved to the newer outputs a' by their own curvature,
 g − c ⊙ (a' − a) with c = κ²[γ_den(1−γ_den) − γ_num(1−γ_num)], without terms across frames and pdfs
 (so that the rows no longer sum to 0).
+
+The derivatives are taken without dropout, of the features as they are. The passes over the frames
+have dropout, but see no masks, warps and shifts either (`data.spec_augment`).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class FrameBatch:
       labels: i32[n], an alignment; −1: none.
       value: f32[n], the frame's share of the criterion when the derivative was taken.
       weight: f32[n], 1 or 0.
+      seed: u32[], of dropout.
     """
 
     windows: Any
@@ -51,6 +55,7 @@ class FrameBatch:
     labels: Any
     value: Any
     weight: Any
+    seed: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +125,8 @@ def make_frame_step(network: Network, config: SequenceConfig, clip_norm: float):
     centre = _left(network) // network.subsampling
 
     def objective(params, batch: FrameBatch, log_prior):
-        logits = network(params, batch.windows, batch.ends, None, batch.starts)[:, centre]
+        key = jax.random.key(batch.seed, impl='rbg')
+        logits = network(params, batch.windows, batch.ends, key, batch.starts)[:, centre]
         frames = jnp.maximum(batch.weight.sum(), 1)
         outer = batch.derivative
         if batch.curvature is not None:
@@ -201,13 +207,15 @@ class FrameBatcher:
         quarter = -(-room // 4)
         padded = quarter * max(1, -(-size // quarter))
         drawn = list(shuffled_frames(lengths, size, rng)) if size else []
+        seeds = rng.integers(1 << 32, size=count, dtype=np.uint32)
         empty = np.zeros(0, int)
         drawn += [(empty, empty)] * (count - len(drawn))
         return [
-            (members, self._minibatch(block, members, frames, padded)) for members, frames in drawn
+            (members, self._minibatch(block, members, frames, padded, seed))
+            for (members, frames), seed in zip(drawn, seeds, strict=True)
         ]
 
-    def _minibatch(self, block, members, frames, size: int) -> FrameBatch:
+    def _minibatch(self, block, members, frames, size: int, seed: np.uint32) -> FrameBatch:
         """Frames `frames[i]` of `block[members[i]]`, padded to `size`."""
         left, factor = _left(self.network), self.network.subsampling
         dim = self.features[block[0][0] if block else 0].shape[1]
@@ -242,4 +250,5 @@ class FrameBatcher:
             labels,
             value,
             weight,
+            seed,
         )

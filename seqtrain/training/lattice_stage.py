@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _GRAPHS = ('lattice_free', 'lattice')
 _FIRST_LOOK = 24  # utterances
+_RIGHT_TO = 1e-4  # lattice-free occupancies, and a little more
 
 
 def on_lattices(config: ml_collections.ConfigDict) -> bool:
@@ -46,6 +47,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for fields of the sequence stage that contradict each other or the rest."""
     if on_lattices(config):
         lattice_config(config)
+    else:
+        section(LatticeConfig, config.lattice)  # nobody reads it, but its values must make sense
     _criterion(config)
 
 
@@ -158,11 +161,12 @@ def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> st
 def _criterion(config: ml_collections.ConfigDict) -> steps.SequenceConfig:
     """What the config alone says of the criterion, without the tables of a topology."""
     names = ('criterion', 'boost', 'max_silence_error', 'leaky', 'ce_weight', 'output_l2')
-    # Paths that the search left out have less than exp(−lattice beam) of the best one's mass.
-    outside = math.exp(-config.lattice.lattice_beam)
+    # Paths that a search left out have less than exp(−lattice beam) of the best one's mass.
+    on_lattice = on_lattices(config)
+    outside = math.exp(-config.lattice.lattice_beam) if on_lattice else _RIGHT_TO
     return steps.SequenceConfig(
         **pick(config.sequence, *names, 'one_silence_class'),
-        acoustic_scale=config.lattice.acoustic_scale if on_lattices(config) else 1.0,
+        acoustic_scale=config.lattice.acoustic_scale if on_lattice else 1.0,
         drop_below=outside if config.sequence.drop_frames else None,
     )
 

@@ -33,7 +33,8 @@ class AcousticProblem:
       loss_batches: on how many batches the loss is measured.
 
     Raises:
-      ConfigError: the config asks for lattices or for tied states from scratch.
+      ConfigError: the config asks for lattices, for tied states from scratch, for local steps, a
+        codec or updates that weigh by their frames.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, kind: str = 'ce', loss_batches: int = 4):
@@ -42,6 +43,12 @@ class AcousticProblem:
                 'The simulator trains on the lattice-free graph, and on tied states only from '
                 'a run: set config.sequence.graph=lattice_free, config.graph.context=mono or '
                 'config.start_from.'
+            )
+        exchange = config.exchange
+        if exchange.local_steps > 1 or exchange.codec != 'none' or exchange.scale_by_frames:
+            raise ConfigError(
+                'Simulated replicas push gradients as they are: set config.exchange.local_steps=1, '
+                'codec=none and scale_by_frames=False.'
             )
         devices.set_up(1, config.data.cache_dir)
         begun = start.begin(config, pathlib.Path(config.start_from or '.'))

@@ -311,13 +311,14 @@ def connected(
       options: of its client.
     """
     client = server.connect(number, device=device, life=life, **options)
-    replica = Replica(number, life, device, client, work, gate)
     try:
-        yield replica
+        replica = Replica(number, life, device, client, work, gate)
+        try:
+            yield replica
+        finally:
+            replica.close()
     except BaseException:
         with contextlib.suppress(ExchangeError):  # its thread may hang in a failed device
             client.kill()
         raise
-    finally:
-        replica.close()
     client.close()

@@ -49,7 +49,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'frames_per_s': run.monitor.frames_per_s(run.stages[-1].name),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),
-        'rejected_pushes': len(_of_kind(run.monitor.events, 'rejected')),
+        'rejected_pushes': rejected_pushes(run.monitor.events),
         'replica_failures': len(run.monitor.failures),
         'skipped': len(_skipped(run)),
         'redone_in_log_domain': cpu.redone() if cpu.available() else None,
@@ -70,6 +70,12 @@ def summary(run: Experiment) -> dict[str, Any]:
         if unit == 'phone':
             result['per' if model == criterion else f'per_{model}'] = score.wer
     return result
+
+
+def rejected_pushes(events: Sequence[Event]) -> int:
+    """How many pushes some shard refused (a refused pull or join has no number)."""
+    refused = _of_kind(events, 'rejected')
+    return len({(event.worker, event.life, event.seq) for event in refused if event.seq >= 0})
 
 
 def write(

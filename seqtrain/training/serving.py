@@ -195,8 +195,22 @@ def _check_options(settings: ml_collections.ConfigDict) -> None:
             f'config.exchange.outer_learning_rate is not read by {name} with '
             f'local_steps={settings.local_steps}: set it to 0.'
         )
-    if settings.local_learning_rate and settings.local_steps == 1:
-        raise ValueError('config.exchange.local_learning_rate needs local_steps of 2 or more.')
+    local = {
+        'local_learning_rate': settings.local_learning_rate != 0,
+        'local_optimizer': settings.local_optimizer != 'sgd',
+        'keep_state': not settings.keep_state,
+    }
+    for field in (name for name, changed in local.items() if changed):
+        if settings.local_steps == 1:
+            raise ValueError(f'config.exchange.{field} needs local_steps of 2 or more.')
+    if settings.mode == 'async' and settings.on_stale == 'drop' and settings.max_staleness < 0:
+        raise ValueError(
+            'config.exchange.on_stale=drop drops what is older than config.exchange.max_staleness: '
+            'set that, too.'
+        )
+    for field in ('replica_gpus', 'replica_tpus'):
+        if getattr(settings, field) and not settings.ray_replicas:
+            raise ValueError(f'config.exchange.{field} needs config.exchange.ray_replicas=True.')
 
 
 def _check_amounts(config: ml_collections.ConfigDict) -> None:

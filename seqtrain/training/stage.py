@@ -35,6 +35,9 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
     ]
     last = Stage(config.sequence.criterion, 'sequence', config.sequence.updates, realign=True)
     stages = [*rounds, last] if last.updates else rounds
-    if not stages:
-        raise ValueError('Nothing to train: bootstrap rounds and config.sequence.updates are 0.')
+    if not any(stage.updates for stage in stages):
+        raise ValueError(
+            'Nothing to train: there are no rounds or no updates in config.bootstrap, and '
+            'config.sequence.updates is 0.'
+        )
     return stages

@@ -136,6 +136,8 @@ def test_shards_end_though_on_event_had_failed(monkeypatch):
     server._watcher._thread.start()
     server._watcher._error = OSError('No space left on device')
     with pytest.raises(exchange.ExchangeError, match='on_event failed: No space'):
+        server.snapshot()  # who asks the shards hears of it, not only who closes them
+    with pytest.raises(exchange.ExchangeError, match='on_event failed: No space'):
         server.close()
     assert done == ['closed', shard, 'rules']
     server.close()  # again changes nothing

@@ -101,11 +101,20 @@ def test_failures_cost_what_they_should():
         CLOCKWORK, duration_s=2000.0, replica_mtbf_s=100.0, restart_s=25.0, lease_s=5.0
     )
     result = Simulation(scenario).run()
-    assert result.deaths == pytest.approx(80, abs=30)
-    # A death costs the rest of the restart and half a step; deaths while down cost less.
-    assert 0.70 < result.throughput / 4 < 0.90
+    assert result.deaths == pytest.approx(64, abs=24)  # a life of 100 s after every 25 s of death
+    assert 0.70 < result.throughput / 4 < 0.90  # a death costs the restart and half a step
     sync = dataclasses.replace(scenario, policy=Policy(mode='sync', num_workers=4))
     assert 0.3 < Simulation(sync).run().throughput / 4 < 0.90  # the leases keep rounds going
+
+
+def test_who_is_dead_does_not_die_again():
+    """Lives of 20 s and deaths of 30 s: two fifths of the time alive, less half a step a life."""
+    policy = Policy(num_workers=200)
+    failing = {'replica_mtbf_s': 20.0, 'restart_s': 30.0, 'lease_s': 5.0}
+    scenario = dataclasses.replace(CLOCKWORK, policy=policy, duration_s=2000.0, **failing)
+    result = Simulation(scenario).run()
+    assert result.deaths == pytest.approx(200 * 2000 / 50, rel=0.05)
+    assert result.busy.mean() == pytest.approx(0.4, abs=0.03)
 
 
 def test_a_shard_that_restarts_loses_at_most_a_checkpoint_interval():
@@ -236,6 +245,7 @@ def test_the_script_ends_with_json(tmp_path):
         ('--workdir=run', '--workdir needs --problem=acoustic'),
         ('--config=configs/demo.py', '--config needs --problem=acoustic'),
         ('--backups=1.5', 'backups'),
+        ('--seed=-1', 'seed'),
     ],
 )
 def test_the_script_refuses_flags_that_nobody_reads(flag, message):

@@ -3,6 +3,8 @@
 import itertools
 import os
 
+import kaldi_native_io
+import numpy as np
 import pytest
 import remote_runs
 
@@ -106,6 +108,23 @@ def kaldi_copy():
             lists['utt2spk'].append(f'{utterance.id} {utterance.speaker}')
         for name, lines in lists.items():
             (folder / name).write_text('\n'.join(sorted(lines)) + '\n')
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def given_features():
+    """Writes a Kaldi data directory of one utterance with features of so many values per frame."""
+
+    def write(folder, text, dim):
+        folder.mkdir()
+        with kaldi_native_io.FloatMatrixWriter(
+            f'ark,scp:{folder}/feats.ark,{folder}/feats.scp'
+        ) as writer:
+            writer.write('given', np.ones((90, dim), np.float32))
+        (folder / 'text').write_text(f'given {text}\n')
+        (folder / 'utt2spk').write_text('given someone\n')
         return folder
 
     return write

@@ -73,6 +73,13 @@ def test_scales_that_are_none_are_refused(trained, kaldi_copy, tmp_path, scales)
         decode.run(run, str(data), acoustic_scales=scales)
 
 
+def test_features_that_the_network_does_not_take_are_refused(trained, given_features, tmp_path):
+    run, _ = trained
+    data = given_features(tmp_path / 'data', 'one', 13)
+    with pytest.raises(FOR_USERS, match='given have 13 values per frame, the network takes 40'):
+        decode.run(run, str(data))
+
+
 def test_a_run_without_phones_says_how_to_have_them(make_config, kaldi_copy, tmp_path):
     config = make_config(bootstrap__updates=1, sequence__updates=0)
     experiment.run(config, tmp_path / 'run', quiet=True)

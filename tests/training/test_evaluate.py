@@ -5,8 +5,10 @@ import types
 import numpy as np
 import pytest
 
+from seqtrain.data.utterance import DataError
+from seqtrain.graphs import Lexicon
 from seqtrain.training import workdir
-from seqtrain.training.evaluate import Evaluator
+from seqtrain.training.evaluate import Evaluator, references
 
 PARAMS = {'w': np.zeros(2, np.float32)}
 
@@ -61,3 +63,12 @@ def test_words_and_phones_have_their_scales(of_phones, expected, make_config, tm
         for model in ('ce', 'smbr'):
             evaluator.score(model, PARAMS)
     assert used == expected
+
+
+def test_phones_are_scored_where_all_words_have_pronunciations():
+    lexicon = Lexicon.from_dict({'yes': 'Y EH S'})
+    texts = {'a': 'yes', 'b': 'yes sir'}
+    assert references(texts, lexicon, phones=True) == {'word': texts, 'phone': {'a': 'Y EH S'}}
+    with pytest.raises(DataError, match='Phones cannot be scored'):
+        references({'b': 'yes sir'}, lexicon, phones=True)
+    assert references({'b': 'yes sir'}, lexicon, phones=False) == {'word': {'b': 'yes sir'}}

@@ -63,6 +63,23 @@ def test_a_test_set_without_transcripts_is_found_before_training(make_config, ka
     assert not (tmp_path / 'run' / monitor.EVENTS).exists()
 
 
+def test_a_test_set_of_other_features_is_found_before_training(
+    make_config, kaldi_copy, given_features, tmp_path
+):
+    lexicon = tmp_path / 'lexicon.txt'
+    assembly.load_lexicon(make_config().data).write(lexicon)
+    train = kaldi_copy(assembly.load_split(make_config().data, 'train'), tmp_path / 'train')
+    config = make_config(
+        data__corpus='kaldi',
+        data__train=str(train),
+        data__test=str(given_features(tmp_path / 'test', 'one', 13)),
+        data__lexicon=str(lexicon),
+    )
+    with pytest.raises(DataError, match='given have 13 values per frame, the network takes 40'):
+        experiment.run(config, tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run' / monitor.EVENTS).exists()
+
+
 @pytest.mark.parametrize('mode', ['async', 'sync'])
 def test_training_goes_on_when_a_replica_fails_and_replays(mode, make_config, tmp_path, fail_at):
     fail_at(call=15)

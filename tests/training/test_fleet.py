@@ -4,9 +4,11 @@ import contextlib
 import threading
 
 import numpy as np
+import pytest
 
 from seqtrain import exchange
 from seqtrain.data.leases import LeaseBook
+from seqtrain.training import replica
 from seqtrain.training.fleet import Fleet, run_stage
 from seqtrain.training.leasing import LeaseDesk
 
@@ -97,3 +99,17 @@ def test_a_resumed_round_does_not_wait_for_replicas_that_have_nothing_left_to_do
                   every_updates=9, checkpoint=lambda: False)  # fmt: skip
         assert server.params().versions.numbers == (1, 1)  # one round, of two replicas
         server.check()
+
+
+def test_a_replica_that_cannot_be_made_leaves_no_thread(monkeypatch):
+    def fail(*args):
+        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+    monkeypatch.setattr(replica, 'Replica', fail)
+    before = set(threading.enumerate())
+    server = exchange.LocalServer(ONES, 1, exchange.rules.sgd(0.1), exchange.Policy(num_workers=1))
+    with server:
+        failing = replica.connected(server, 0, 0, None, None, None, {})
+        with pytest.raises(RuntimeError, match='out of memory'), failing:
+            pass
+        assert not [t for t in threading.enumerate() if t not in before and t.is_alive()]

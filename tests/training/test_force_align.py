@@ -146,8 +146,11 @@ def test_another_lexicon_of_the_same_phones(trained, kaldi_copy, tmp_path):
         force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
 
 
-def test_bad_input_says_what_to_do(trained, kaldi_copy, tmp_path):
+def test_bad_input_says_what_to_do(trained, kaldi_copy, given_features, tmp_path):
     run, utterances = trained
+    features = str(given_features(tmp_path / 'features', 'one', 13))
+    with pytest.raises(DataError, match='13 values per frame, the network takes 40'):
+        force_align.run(run, features, str(tmp_path / 'o'))
     data = str(kaldi_copy(utterances, tmp_path / 'data'))
     (tmp_path / 'bad.ctm').write_text('u1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')
     with pytest.raises(alignment_files.CtmError, match=r'bad\.ctm:2'):

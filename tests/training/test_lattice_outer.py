@@ -1,5 +1,7 @@
 """Shuffled frames with frozen outer derivatives: their gradients add up to that of utterances."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,29 @@ def test_minibatches_of_frames_add_up_to_utterances(setting, ce_weight, correct)
     expected = whole_gradient(network, params, features, labels, block, config, log_prior, correct)
     for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_passes_over_frames_have_dropout():
+    config = models.TdnnConfig(5, PDFS, 8, ((-1, 0, 1),), subsampling=1, dropout=0.5)
+    network, params = steps.Network.make(models.Tdnn(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(2)
+    features = [rng.normal(size=(n, 5)).astype(np.float32) for n in LENGTHS]
+    block = [
+        (i, Outer(0.0, rng.normal(size=(n, PDFS)).astype(np.float32)))
+        for i, n in enumerate(LENGTHS)
+    ]
+    batcher = FrameBatcher(network, features, [np.zeros(n, int) for n in LENGTHS], PDFS)
+    step = make_frame_step(network, steps.SequenceConfig(), 0.0)
+    prior = np.zeros(PDFS, np.float32)
+    (_, one), (_, other) = batcher.minibatches(block, 2, 64, np.random.default_rng(1))
+    same = dataclasses.replace(one, seed=other.seed)
+
+    def gradient(batch):
+        return np.asarray(step(params, batch, prior, None)[0]['output']['kernel'])
+
+    np.testing.assert_array_equal(gradient(one), gradient(one))
+    assert one.seed != other.seed
+    assert np.abs(gradient(one) - gradient(same)).max() > 1e-3
 
 
 def test_minibatches_without_frames_have_no_gradient(setting):

@@ -60,6 +60,15 @@ def test_lattices_and_trees_from_scratch_are_refused(make_config):
             AcousticProblem(make_config(**field))
 
 
+@pytest.mark.parametrize(
+    'field', [{'local_steps': 4}, {'codec': 'int8'}, {'scale_by_frames': True}]
+)
+def test_what_simulated_replicas_do_not_do_is_refused(field, make_config):
+    config = make_config(**{f'exchange__{name}': value for name, value in field.items()})
+    with pytest.raises(ValueError, match='push gradients as they are'):
+        AcousticProblem(config)
+
+
 @pytest.mark.slow
 def test_the_script_trains_the_acoustic_model(arguments, tmp_path):
     flags = [flag for flag in arguments if flag.startswith('--config')]

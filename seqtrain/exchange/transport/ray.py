@@ -277,6 +277,8 @@ class RayServer:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         ray = load_ray()
+        if self._watcher is not None:
+            self._watcher.check()
         return ray.get([getattr(actor, method).remote(*args) for actor in self._actors])
 
 

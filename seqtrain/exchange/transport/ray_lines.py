@@ -37,6 +37,10 @@ class Watcher:
         """Fetches what is left; raises what `on_event` raised."""
         self._done.set()
         self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what `on_event` has raised; from then on no event is handed on."""
         if self._error is not None:
             raise ExchangeError(f'on_event failed: {self._error}') from self._error
 
@@ -45,7 +49,7 @@ class Watcher:
             while not self._done.wait(1.0):
                 self._fetch()
             self._fetch()
-        except BaseException as error:  # raised by close()
+        except BaseException as error:  # raised by check() and close()
             self._error = error
 
     def _fetch(self) -> None:
