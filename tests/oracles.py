@@ -141,6 +141,16 @@ def best_path(scores: np.ndarray, fsa: Fsa) -> tuple[float, list[list[int]]]:
     return best, [[int(fsa.pdf[a]) for a in p.arcs] for p in near]
 
 
+def best_score(scores: np.ndarray, fsa: Fsa) -> float:
+    """The best log-weight by recursion, for utterances too long to enumerate."""
+    best = np.asarray(fsa.initial, np.float64)
+    for frame in scores:
+        reach = best[fsa.src] + fsa.weight + frame[fsa.pdf]
+        best = np.full(fsa.num_states, NEG_INF)
+        np.maximum.at(best, fsa.dst, reach)
+    return float((best + fsa.final).max())
+
+
 def random_fsa(rng: np.random.Generator, num_states: int, num_arcs: int, num_pdfs: int) -> Fsa:
     """Cycles, parallel arcs, dead ends, unreachable states, several initial and final states."""
     initial = np.where(rng.random(num_states) < 0.4, rng.normal(size=num_states), NEG_INF)

@@ -9,8 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from seqtrain.ops import cpu, dispatch, forward_backward, layout
+from seqtrain.ops import cpu, dispatch, forward_backward, layout, pairs
 from seqtrain.ops.graph import Graph
+from seqtrain.ops.log_domain import finite
 from seqtrain.types import Labels, Lengths, PerUtterance, Scores
 
 
@@ -20,9 +21,10 @@ def viterbi(
     """max over paths of Σ_t scores[b, t, pdf_t] + arc weights + initial + final, and its labels.
 
     δ_{t+1}(d) = max_{arcs s→d} δ_t(s) + w + score[t, pdf], with a back-pointer per state and
-    frame (Rabiner 1989, eqs. 33-35): 4 · B · T · S bytes. On every backend, of paths with equal
-    scores the one with the last arc in the graph's order wins, and of equal last states the
-    first. No gradient: the scores are taken as constants.
+    frame (Rabiner 1989, eqs. 33-35): 4 · B · T · S bytes. What all paths of a frame have in common
+    is added up apart, with more digits: offsets and lengths cost no precision. On every backend, of
+    paths with equal scores the one with the last arc in the graph's order wins, and of equal last
+    states the first. No gradient: the scores are taken as constants.
 
     Args:
       scores: f32[B, T, P], natural-log scores; −inf forbids a pdf.
@@ -71,17 +73,25 @@ def _best_arcs(view: layout.Layout, frames, active):
         (view.num_utterances, arcs) if graph.batched else (arcs, view.num_utterances),
     )
 
-    def step(alpha, frame):
+    def step(carry, frame):
+        alpha, offset = carry
         frame_t, active_t = frame
-        reach = view.take(alpha, graph.src) + weight + view.take(frame_t, graph.pdf)
+        emitted = view.take(frame_t, graph.pdf)
+        top = view.largest(jnp.where(weight > -jnp.inf, emitted, -jnp.inf))
+        top, lead = (jnp.where(active_t, finite(x), 0.0) for x in (top, view.largest(alpha)))
+        emitted = emitted - view.spread(top) - view.spread(lead)
+        reach = view.take(alpha, graph.src) + weight + emitted
         new = view.max_at(reach, graph.dst, states, is_sorted=True)
         is_best = (reach == view.take(new, graph.dst)) & (reach > -jnp.inf)
         best = view.max_at(jnp.where(is_best, number, -1), graph.dst, states, is_sorted=True)
-        return jnp.where(view.spread(active_t), new, alpha), best
+        new = jnp.where(view.spread(active_t), new, alpha)
+        return (new, pairs.add(pairs.add(offset, top), lead)), best
 
-    alpha, best = jax.lax.scan(step, jnp.broadcast_to(initial, shape), (frames, active))
+    start = jnp.broadcast_to(initial, shape), pairs.single(jnp.zeros(view.num_utterances))
+    (alpha, offset), best = jax.lax.scan(step, start, (frames, active))
     ends = alpha + final
-    return ends.max(view.axis), ends.argmax(view.axis).astype(jnp.int32), best
+    score = pairs.add(offset, ends.max(view.axis)).high
+    return score, ends.argmax(view.axis).astype(jnp.int32), best
 
 
 def _labels(view: layout.Layout, last, arcs, active):

@@ -85,3 +85,32 @@ def test_a_graph_that_names_a_pdf_without_scores_gives_nan(backend):
     assert np.isnan(best[0])
     assert best[1] == 0
     assert labels.tolist() == [[-1, -1, -1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize('backend', ops.backends())
+@pytest.mark.parametrize('offset', [0.0, -30.0, 1000.0])
+@pytest.mark.parametrize('shared', [False, True])
+def test_offsets_and_lengths_cost_no_precision(backend, offset, shared):
+    """Scores of a network are known up to a constant per frame, which can be anything."""
+    rng = np.random.default_rng(1)
+    num_states, num_frames = 20, 1500
+    states = np.arange(num_states)
+    fsa = Fsa(
+        np.concatenate([states, states[:-1]]),
+        np.concatenate([states, states[1:]]),
+        rng.integers(5, size=2 * num_states - 1),
+        np.full(2 * num_states - 1, np.log(0.5)),
+        np.where(states == 0, 0.0, -np.inf),
+        np.where(states == num_states - 1, 0.0, -np.inf),
+    )
+    scores = rng.normal(0, 0.3, (2, num_frames, 6)).astype(np.float32) + np.float32(offset)
+    scores[:, :, 5] = 1e20  # no arc names it
+    lengths = np.array([num_frames, num_frames - 7], np.int32)
+    graph = ops.pack(fsa) if shared else ops.pack_batch([fsa, fsa])
+    best, labels = ops.viterbi(jnp.asarray(scores), lengths, graph, backend=backend)
+    for b, n in enumerate(lengths):
+        frames = scores[b, :n].astype(np.float64)
+        np.testing.assert_allclose(best[b], oracles.best_score(frames, fsa), rtol=1e-6)
+        theirs = np.where(np.arange(6) == np.asarray(labels[b, :n])[:, None], frames, -np.inf)
+        lost = oracles.best_score(frames, fsa) - oracles.best_score(theirs, fsa)
+        assert 0 <= lost < 1e-3 * max(1.0, abs(offset) / 30)
