@@ -9,6 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from seqtrain.fsa import Fsa
+from seqtrain.fsa.openfst import with_single_start
+from seqtrain.lattices.search import SearchGraph
 
 NEG_INF = -np.inf
 
@@ -149,6 +151,20 @@ def best_score(scores: np.ndarray, fsa: Fsa) -> float:
         best = np.full(fsa.num_states, NEG_INF)
         np.maximum.at(best, fsa.dst, reach)
     return float((best + fsa.final).max())
+
+
+def search_graph(fsa: Fsa) -> SearchGraph:
+    """An acceptor over pdfs, such as a lattice-free denominator, to search; no words.
+
+    Parallel arcs of one pdf become one with the log-sum of their weights.
+    """
+    fsa, start = with_single_start(fsa)
+    ends = np.stack([fsa.src, fsa.dst, fsa.pdf], axis=1)
+    arcs, place = np.unique(ends, axis=0, return_inverse=True)
+    weight = np.full(len(arcs), NEG_INF)
+    np.logaddexp.at(weight, place.reshape(-1), fsa.weight)
+    rows = np.column_stack([arcs, np.zeros(len(arcs)), weight])
+    return SearchGraph.from_arcs(rows, fsa.final, start, ('<eps>',), fsa.num_pdfs)
 
 
 def random_fsa(rng: np.random.Generator, num_states: int, num_arcs: int, num_pdfs: int) -> Fsa:

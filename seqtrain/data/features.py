@@ -149,6 +149,7 @@ def compute(
       DataError: given features are to be perturbed, which needs audio.
     """
     records = list(utterances)
+    speed, vtln = float(speed), float(vtln)
     if (speed != 1.0 or vtln != 1.0) and any(u.features is not None for u in records):
         raise DataError(
             'Speed and vocal-tract perturbation need audio, but this corpus gives features '

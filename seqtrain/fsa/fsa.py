@@ -30,6 +30,9 @@ class Fsa:
       weight: f32[A], log-weight of each arc.
       initial: f32[S], initial log-weight of each state; −inf where paths may not start.
       final: f32[S], final log-weight of each state; −inf where paths may not end.
+
+    Raises:
+      FsaError: states or pdfs that are no integers of 32 bits.
     """
 
     src: np.ndarray
@@ -48,7 +51,10 @@ class Fsa:
             ('initial', np.float32),
             ('final', np.float32),
         ):
-            array = np.asarray(getattr(self, name), dtype).view()
+            given = np.asarray(getattr(self, name))
+            if dtype == np.int32:
+                _check_integers(given, name)
+            array = given.astype(dtype, copy=given.flags.writeable).view()
             array.flags.writeable = False  # what is made from it is kept (`ops.pack_batch`)
             object.__setattr__(self, name, array)
 
@@ -128,3 +134,13 @@ class Fsa:
         from seqtrain.fsa import openfst
 
         openfst.write(self, path)
+
+
+def _check_integers(values: np.ndarray, name: str) -> None:
+    """Raises FsaError for what 32 bits do not hold."""
+    limits = np.iinfo(np.int32)
+    with np.errstate(invalid='ignore'):
+        bad = ~((values >= limits.min) & (values <= limits.max) & (values == np.trunc(values)))
+    if bad.any():
+        arc = np.flatnonzero(bad)[0]
+        raise FsaError(f'Arc {arc}: {name} is {values[arc]}; it must be an integer of 32 bits.')

@@ -230,9 +230,12 @@ def _check_labels(ilabel: int, olabel: int, where: str) -> None:
 
 def _integer(text: str, where: str, what: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise FsaError(f'{where}: {what} {text!r} is not an integer.') from None
+    if abs(number) >= 1 << 31:
+        raise FsaError(f'{where}: {what} {text} does not fit into 32 bits.')
+    return number
 
 
 def state_number(text: str, where: str, num_lines: int) -> int:

@@ -10,6 +10,7 @@ import collections
 import functools
 
 import numpy as np
+from scipy.sparse import csgraph, csr_matrix
 
 from seqtrain.fsa.fsa import NEG_INF, Fsa, FsaError
 
@@ -44,21 +45,19 @@ def min_frames(fsa: Fsa) -> int:
     Raises:
       FsaError: the acceptor accepts nothing.
     """
+    starts = np.flatnonzero(np.isfinite(fsa.initial))
+    ends = np.isfinite(fsa.final)
+    if ends[starts].any():
+        return 0
     live = np.isfinite(fsa.weight)
-    src, dst = fsa.src[live], fsa.dst[live]
-    reached = np.isfinite(fsa.initial)
-    final = np.isfinite(fsa.final)
-    frontier = reached
-    frames = 0
-    while frontier.any():
-        if (frontier & final).any():
-            return frames
-        following = np.zeros_like(reached)
-        following[dst[frontier[src]]] = True
-        frontier = following & ~reached
-        reached = reached | frontier
-        frames += 1
-    raise FsaError('No path leads from an initial to a final state.')
+    links = csr_matrix((np.ones(live.sum()), (fsa.src[live], fsa.dst[live])), (fsa.num_states,) * 2)
+    shortest = np.inf
+    if len(starts) and ends.any():
+        hops = csgraph.dijkstra(links, indices=starts, unweighted=True, min_only=True)
+        shortest = hops[ends].min()
+    if shortest == np.inf:
+        raise FsaError('No path leads from an initial to a final state.')
+    return int(shortest)
 
 
 def minimise(fsa: Fsa) -> Fsa:

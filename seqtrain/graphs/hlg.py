@@ -43,17 +43,50 @@ class DecodingGraph:
       fst: `kaldifst.StdVectorFst`; input label pdf+1 (0: no frame), output label word id, costs.
       words: word names by id; id 0 is `<eps>`.
       num_pdfs: pdfs of the topology it was made for: columns of the matrices to decode.
+
+    Raises:
+      ValueError: an arc names a pdf or a word that there is not, or the graph has no start.
     """
 
     fst: Any
     words: tuple[str, ...]
     num_pdfs: int
 
+    def __post_init__(self):
+        kaldifst = extras.load('kaldifst')
+
+        if self.fst.start < 0:
+            raise ValueError('The decoding graph has no start state: it accepts nothing.')
+        pdf = word = 0
+        for state in range(self.fst.num_states):
+            for arc in kaldifst.ArcIterator(self.fst, state):
+                pdf, word = max(pdf, arc.ilabel), max(word, arc.olabel)
+        if pdf > self.num_pdfs or word >= len(self.words):  # the search reads them unchecked
+            raise ValueError(
+                f'The decoding graph has input labels up to {pdf} for {self.num_pdfs} pdfs and '
+                f'output labels up to {word} for {len(self.words)} words (with <eps>): it belongs '
+                'to another model, or to another word table.'
+            )
+
     def write(self, path: str | os.PathLike) -> None:
-        """Writes PATH (OpenFst binary) and PATH.json (words, number of pdfs)."""
+        """Writes PATH (OpenFst binary) and PATH.json (words, number of pdfs).
+
+        Each file appears whole, the graph last: two runs may write one graph at once.
+
+        Raises:
+          OSError: it cannot be written there.
+        """
+        path = pathlib.Path(path)
         table = {'words': self.words, 'num_pdfs': self.num_pdfs}
-        _table_file(path).write_text(json.dumps(table), encoding='utf-8')
-        openfst.write_fst(self.fst, path)
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                draft = pathlib.Path(folder) / path.name
+                _table_file(draft).write_text(json.dumps(table), encoding='utf-8')
+                openfst.write_fst(self.fst, draft)
+                os.replace(_table_file(draft), _table_file(path))
+                os.replace(draft, path)
+        except OSError as error:
+            raise OSError(f'{path}: could not be written: {error}') from None
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> DecodingGraph:
@@ -73,7 +106,10 @@ class DecodingGraph:
             fst = None
         if fst is None:
             raise ValueError(f'{path}: not a readable graph; delete it and build it again.')
-        return cls(fst, words, num_pdfs)
+        try:
+            return cls(fst, words, num_pdfs)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error} Delete both files and build it again.') from None
 
 
 def decoding_graph(
@@ -118,7 +154,8 @@ def decoding_graph(
     )
     if not (path.is_file() and _table_file(path).is_file()):
         graph = _build(lexicon, topology, word_lm, known, silence_probability)
-        _write_atomically(graph, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        graph.write(path)
     return DecodingGraph.read(path)
 
 
@@ -271,13 +308,3 @@ def _content_hash(
         silence_probability,
     )
     return hashlib.sha256(repr(content).encode()).hexdigest()[:24]
-
-
-def _write_atomically(graph: DecodingGraph, path: pathlib.Path) -> None:
-    """Two runs may build one graph at once: each file appears whole, the graph last."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = pathlib.Path(folder) / path.name
-        graph.write(draft)
-        os.replace(_table_file(draft), _table_file(path))
-        os.replace(draft, path)

@@ -14,8 +14,7 @@ import functools
 import numpy as np
 
 from seqtrain import extras
-from seqtrain.fsa.fsa import NEG_INF, Fsa
-from seqtrain.fsa.openfst import with_single_start
+from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.hlg import DecodingGraph
 from seqtrain.lattices import native
 from seqtrain.lattices.lattice import Lattice, LatticeError
@@ -82,20 +81,6 @@ class SearchGraph:
             num_pdfs=num_pdfs,
             origin=np.arange(len(final), dtype=np.int32) if origin is None else origin,
         )
-
-    @classmethod
-    def of_acceptor(cls, fsa: Fsa) -> SearchGraph:
-        """An acceptor over pdfs, such as the denominator of lattice-free training; no words.
-
-        Parallel arcs of one pdf become one with the log-sum of their weights.
-        """
-        fsa, start = with_single_start(fsa)
-        ends = np.stack([fsa.src, fsa.dst, fsa.pdf], axis=1)
-        arcs, place = np.unique(ends, axis=0, return_inverse=True)
-        weight = np.full(len(arcs), NEG_INF)
-        np.logaddexp.at(weight, place.reshape(-1), fsa.weight)
-        rows = np.column_stack([arcs, np.zeros(len(arcs)), weight])
-        return cls.from_arcs(rows, fsa.final, start, ('<eps>',), fsa.num_pdfs)
 
     @property
     def num_states(self) -> int:

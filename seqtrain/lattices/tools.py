@@ -12,10 +12,11 @@ from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.ngram import BOS, EOS, NGramLm
 from seqtrain.lattices.lattice import Lattice, LatticeError
 from seqtrain.lattices.openfst import to_kaldifst
-from seqtrain.lattices.operations import PathSums, best_arcs, path_sums
+from seqtrain.lattices.operations import PathSums, best_arcs, path_sums, prune
 
 # Rounding of weights in determinisation; OpenFst's 1/1024 adds up and changes the order of paths.
 _DELTA = 1e-5
+_FIRST_BEAM = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,26 @@ class WordConfidence:
 def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
     """The n best distinct word sequences with the log-weight of each one's best path.
 
-    Prune large lattices first: the word lattice is determinised.
+    Word lattices are determinised, which can take as many steps as there are paths that differ in
+    time alone; so from narrow to wide, until n sequences lie within the beam. Prune large lattices
+    first if they may have fewer.
     """
-    kaldifst = extras.load('kaldifst')
-
     if n < 1:
         raise ValueError(f'n={n}; ask for at least one.')
+    beam, arcs = _FIRST_BEAM, prune(lattice, np.inf).num_arcs
+    while True:
+        kept = prune(lattice, beam)
+        found = _shortest(kept, n)
+        enough = len(found) == n and found[-1][1] >= found[0][1] - beam
+        if enough or kept.num_arcs == arcs:
+            return found
+        beam *= 1.5
+
+
+def _shortest(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
+    """The n best of a lattice that is determinised as a whole."""
+    kaldifst = extras.load('kaldifst')
+
     paths = kaldifst.shortest_path(word_fst(lattice), n=n)
     # Of a single path there is no list, and one made of a path without arcs loses its weight.
     linear = [paths] if n == 1 else kaldifst.convert_nbest_to_vector(paths)

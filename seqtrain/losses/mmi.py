@@ -88,13 +88,13 @@ def _change_by(scale: jax.Array, den: jax.Array, valid: jax.Array) -> jax.Array:
 
 def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:
     """score − b·A, after a look at what was given."""
-    if accuracy is not None and accuracy.shape != scores.shape:
-        raise ValueError(f'accuracy must be {scores.shape}; got {accuracy.shape}.')
+    if accuracy is not None and jnp.shape(accuracy) != scores.shape:
+        raise ValueError(f'accuracy must be {scores.shape}; got {jnp.shape(accuracy)}.')
     if _is(boost, 0):
         return scores
     if accuracy is None:
         raise ValueError('boost > 0 needs accuracy; make it with losses.frame_accuracy.')
-    return scores - jnp.asarray(boost * accuracy, scores.dtype)
+    return scores - jnp.asarray(boost * jnp.asarray(accuracy), scores.dtype)
 
 
 def ctc(logits: Scores, lengths: Lengths, numerators: Graph, *, backend: str = 'auto') -> Outcome:

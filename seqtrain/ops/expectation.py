@@ -45,6 +45,7 @@ def expected_accuracy(
       ValueError: as in `log_partition`, and an accuracy that does not fit.
     """
     lengths = forward_backward.check(scores, lengths, graph, leaky, backend)
+    forward_backward.check_array(accuracy, 'accuracy')
     if accuracy.shape != scores.shape or accuracy.dtype != jnp.float32:
         raise ValueError(
             f'accuracy must be float32 of shape {scores.shape}; got {accuracy.dtype} '

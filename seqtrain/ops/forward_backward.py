@@ -204,6 +204,12 @@ def integers(values, name: str) -> jax.Array:
     return array.astype(jnp.int32)
 
 
+def check_array(values, name: str) -> None:
+    """ValueError with a sentence where something else than an array is given."""
+    if not (hasattr(values, 'ndim') and hasattr(values, 'dtype')):
+        raise ValueError(f'{name} must be an array; got {type(values).__name__}.')
+
+
 def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> jax.Array:
     """The lengths as an array; ValueError with a sentence where arguments do not fit together."""
     if not isinstance(graph, Graph):
@@ -211,6 +217,7 @@ def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> jax.Arra
             f'A graph comes from ops.pack or ops.pack_batch; got {type(graph).__name__}.'
         )
     lengths = integers(lengths, 'lengths')
+    check_array(scores, 'scores')
     if scores.ndim != 3 or lengths.shape != scores.shape[:1]:
         raise ValueError(
             f'scores must be [B, T, P] and lengths [B]; got {scores.shape} and {lengths.shape}.'
@@ -228,7 +235,11 @@ def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> jax.Arra
         )
     if isinstance(leaky, jax.core.Tracer):
         raise ValueError('leaky is part of the program: give a number, not a traced value.')
-    if not 0 <= leaky <= float(jnp.finfo(jnp.float32).max):
-        raise ValueError(f'leaky must be finite and at least 0; got {leaky}.')
+    try:
+        possible = 0 <= leaky <= float(jnp.finfo(jnp.float32).max)
+    except TypeError:
+        possible = False
+    if not possible:
+        raise ValueError(f'leaky must be a finite number and at least 0; got {leaky!r}.')
     dispatch.check(backend)
     return lengths

@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import csgraph, csr_matrix
 
-from seqtrain.fsa import Fsa, FsaError, minimise
+from seqtrain.fsa import Fsa, FsaError, minimise, operations
 
 NEVER = np.int32(2**30)
 """`min_frames` of a graph without any path."""
@@ -99,6 +98,8 @@ def pack(fsa: Fsa) -> Graph:
     Raises:
       FsaError: for a malformed acceptor, or one without arcs.
     """
+    if not isinstance(fsa, Fsa):
+        raise FsaError(f'pack takes one acceptor (an Fsa); got {type(fsa).__name__}.')
     if not fsa.validate().num_arcs:
         raise FsaError('The acceptor has no arcs; a shared graph needs at least one.')
     arrays: dict[str, Any] = dict(_sorted_arrays(minimise(fsa)))
@@ -133,8 +134,8 @@ def pack_batch(
     Raises:
       FsaError: for a malformed acceptor or one that exceeds the given sizes; names its position.
     """
-    if not len(fsas):
-        raise FsaError('pack_batch needs at least one acceptor.')
+    if isinstance(fsas, Fsa) or not len(fsas):
+        raise FsaError('pack_batch takes a sequence of at least one acceptor.')
     num_states = num_states or max(fsa.num_states for fsa in fsas)
     num_arcs = num_arcs or max(1, max(fsa.num_arcs for fsa in fsas))
     for i, fsa in enumerate(fsas):
@@ -153,18 +154,10 @@ def min_frames(fsa: Fsa) -> int:
     Returns:
       A count of frames; 0 where a state starts and ends, `NEVER` where there is no path.
     """
-    starts = np.flatnonzero(np.isfinite(fsa.initial))
-    ends = np.isfinite(fsa.final)
-    if not len(starts) or not ends.any():
+    try:
+        return operations.min_frames(fsa)
+    except FsaError:
         return int(NEVER)
-    if ends[starts].any():
-        return 0
-    kept = np.isfinite(fsa.weight)
-    size = (fsa.num_states, fsa.num_states)
-    links = csr_matrix((np.ones(kept.sum(), np.int8), (fsa.src[kept], fsa.dst[kept])), size)
-    hops = csgraph.dijkstra(links, indices=starts, unweighted=True, min_only=True)
-    shortest = hops[ends].min()
-    return int(shortest) if np.isfinite(shortest) else int(NEVER)
 
 
 _SORTED: weakref.WeakKeyDictionary[Fsa, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()

@@ -200,6 +200,8 @@ def test_cache_gives_the_same_set_and_depends_on_content(make_utterance, make_au
     assert not np.array_equal(changed.features[0], fresh.features[0])
     features.compute(records, FeatureConfig(num_mel_bins=20), cache)
     assert len(list(cache.iterdir())) == 3
+    features.compute(records, PLAIN, cache, speed=np.float32(1))  # the same speed
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_cache_depends_on_the_shape_of_given_features(make_utterance, tmp_path):

@@ -30,6 +30,9 @@ def test_a_good_one_passes_and_holds_its_types():
         ({'src': [2]}, 'Arc 0: src=2 is not a state'),
         ({'dst': [-1]}, 'Arc 0: dst=-1'),
         ({'pdf': [-1]}, 'epsilon'),
+        ({'pdf': [2**32 + 1]}, 'Arc 0: pdf is 4294967297; it must be an integer of 32 bits'),
+        ({'pdf': [1.9]}, 'pdf is 1.9'),
+        ({'dst': [np.nan]}, 'dst is nan'),
         ({'weight': [np.nan]}, r'weight\[0\] is nan'),
         ({'final': [np.inf, 0.0]}, r'final\[0\] is inf'),
         ({'initial': [-np.inf, -np.inf]}, 'No initial state'),
@@ -48,3 +51,4 @@ def test_an_acceptor_cannot_change_after_it_was_packed():
     with pytest.raises(ValueError, match='read-only'):
         fsa.weight[:] = -1.0
     weight[:] = -1.0  # the caller's array stays the caller's
+    assert fsa.weight.tolist() == [0.0]

@@ -95,6 +95,7 @@ def test_infinite_cost_means_not_there(tmp_path):
         ('0 1 1 2 0.5\n1\n', r'a\.txt:1: input label 1 and output label 2 differ'),
         ('0 1 1 1 0.5\n0 1 2\n1\n', r'a\.txt:2: an acceptor arc'),
         ('0 1 x x 1\n1\n', r"a\.txt:1: label 'x' is not an integer"),
+        ('0 1 99999999999 1\n1\n', r'a\.txt:1: label 99999999999 does not fit into 32 bits'),
         ('0 1 1 1 cheap\n1\n', r"a\.txt:1: weight 'cheap' is not a number"),
         ('0 1 1 1 nan\n1\n', r'a\.txt:1: weight nan'),
         ('0 1 1 1 -inf\n1\n', r'a\.txt:1: weight -inf'),

@@ -1,6 +1,7 @@
 """Decoding graphs: what they accept, their cache, and what they refuse."""
 
 import itertools
+import json
 
 import kaldifst
 import pytest
@@ -118,6 +119,29 @@ def test_damaged_graph_file(lexicon, tmp_path):
         (tmp_path / 'graph.fst.json').write_text(damage)
         with pytest.raises(ValueError, match=r'graph\.fst\.json: damaged'):
             DecodingGraph.read(path)
+
+
+@pytest.mark.parametrize(
+    ('words', 'num_pdfs', 'message'),
+    [
+        (('<eps>', 'x'), 2, 'input labels up to 6 for 2 pdfs'),
+        (('<eps>',), 6, r'output labels up to 1 for 1 words'),
+    ],
+)
+def test_a_graph_of_another_model_is_refused(lexicon, tmp_path, words, num_pdfs, message):
+    graph = decoding_graph(lexicon, Topology.make('chain', 3), NGramLm.uniform(['x']))
+    with pytest.raises(ValueError, match=message):
+        DecodingGraph(graph.fst, words, num_pdfs)
+    graph.write(tmp_path / 'graph.fst')
+    table = json.dumps({'words': words, 'num_pdfs': num_pdfs})
+    (tmp_path / 'graph.fst.json').write_text(table)
+    with pytest.raises(ValueError, match=r'graph\.fst: The decoding graph has.*build it again'):
+        DecodingGraph.read(tmp_path / 'graph.fst')
+
+
+def test_a_graph_without_a_start_is_refused():
+    with pytest.raises(ValueError, match='no start state'):
+        DecodingGraph(kaldifst.StdVectorFst(), ('<eps>',), 1)
 
 
 def test_a_graph_that_cannot_be_written_is_an_error(lexicon, tmp_path):

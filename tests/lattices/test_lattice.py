@@ -5,6 +5,7 @@ from collections import Counter
 
 import jax
 import numpy as np
+import oracles
 import pytest
 from path_enumeration import enumerate_paths, log_sum
 
@@ -53,7 +54,7 @@ def test_an_exhaustive_lattice_is_the_lattice_free_value():
     lm = PhoneLm.estimate(training_phones(['x y', 'y', 'y x'], lexicon, samples=4), lexicon.phones)
     den = denominator(lm, Topology.make('chain', 3))
     scores = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
-    lattice = search(SearchGraph.of_acceptor(den), scores, beam=1e5, lattice_beam=1e5)
+    lattice = search(oracles.search_graph(den), scores, beam=1e5, lattice_beam=1e5)
     lengths = np.array([12], np.int32)
     packed = ops.pack_batch([lattice.to_fsa()], device=jax.devices()[0])
     value = ops.log_partition(scores[None], lengths, packed)

@@ -3,6 +3,7 @@
 import kaldi_decoder
 import kaldifst
 import numpy as np
+import oracles
 import pytest
 
 from seqtrain.fsa import Fsa
@@ -117,7 +118,7 @@ def test_parallel_arcs_of_an_acceptor_are_summed(backend):
     arcs = [(0, 1, 0, 0.0), (0, 1, 0, 0.0), (0, 1, 1, 0.0), (0, 1, 1, -1.0)]
     fsa = Fsa.from_arcs(arcs, np.array([0.0, -np.inf]), np.array([-np.inf, 0.0]))
     matrix = np.array([[0.5, -0.5]], np.float32)
-    lattice = search(SearchGraph.of_acceptor(fsa), matrix, backend=backend, **WIDE)
+    lattice = search(oracles.search_graph(fsa), matrix, backend=backend, **WIDE)
     expected = np.logaddexp.reduce([0.5, 0.5, -0.5, -1.5])
     assert path_sums(lattice).total == pytest.approx(expected, abs=1e-6)
     assert lattice.num_arcs == 2

@@ -11,6 +11,7 @@ from seqtrain.lattices import (
     Lattice,
     LatticeError,
     LatticeGenerator,
+    best_path,
     confidences,
     n_best,
     oracle_errors,
@@ -90,6 +91,24 @@ def test_n_best_keeps_the_order_of_close_paths(seed, lattice_paths):
     found = n_best(lattice, 5)
     assert [words for words, _ in found] == [words for words, _ in expected]
     np.testing.assert_allclose([w for _, w in found], [w for _, w in expected], atol=1e-4)
+
+
+def test_n_best_of_noise_takes_a_narrow_part():
+    """Determinising this lattice as a whole takes hundreds of megabytes."""
+    names = ['SIL', 'a', 'b', 'c', 'd']
+    words = {'A': 'a b', 'B': 'b a', 'C': 'c d', 'D': 'd', 'E': 'a c'}
+    lexicon = Lexicon.from_dict(words, phones=names)
+    lm = NGramLm.estimate(['A B C', 'D E', 'A D', 'B C E'], 2, vocabulary=list(words))
+    graph = decoding_graph(lexicon, Topology.make('hmm1', len(names)), lm)
+    scores = np.random.default_rng(0).normal(0, 2, (110, 5)).astype(np.float32)
+    lattice = LatticeGenerator(graph, beam=20, lattice_beam=3.0).decode(scores)
+    assert lattice.num_arcs > 800
+    found = n_best(lattice, 5)
+    assert len({words for words, _ in found}) == 5
+    assert found[0][0] == best_path(lattice)[0]
+    again = n_best(prune(lattice, found[0][1] - found[-1][1] + 0.2), 5)
+    assert [words for words, _ in found] == [words for words, _ in again]
+    np.testing.assert_allclose([w for _, w in found], [w for _, w in again], atol=1e-4)
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])

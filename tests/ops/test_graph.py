@@ -73,6 +73,10 @@ def test_bad_input_gets_a_sentence():
         ops.pack_batch([chain(2), chain(4)], num_states=4, num_arcs=4)
     with pytest.raises(FsaError, match='at least one acceptor'):
         ops.pack_batch([])
+    with pytest.raises(FsaError, match='a sequence of at least one acceptor'):
+        ops.pack_batch(chain(2))
+    with pytest.raises(FsaError, match=r'one acceptor \(an Fsa\); got list'):
+        ops.pack([chain(2)])
     with pytest.raises(FsaError, match='no arcs'):
         ops.pack(chain(0))
     with pytest.raises(FsaError, match='names pdf 3'):

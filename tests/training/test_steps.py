@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from flax import nnx
 
 from seqtrain import losses, models, ops
 from seqtrain.graphs import Lexicon, PhoneLm, Topology, denominator, numerator, training_phones
-from seqtrain.lattices.search import SearchGraph, search
+from seqtrain.lattices.search import search
 from seqtrain.training import steps
 
 LEXICON = Lexicon.from_dict({'yes': 'Y EH S', 'no': 'N OW'})
@@ -224,7 +225,7 @@ def test_exhaustive_lattices_give_the_lattice_free_step(setting, criterion):
         ops.pack_batch(
             [
                 search(
-                    SearchGraph.of_acceptor(fsa), row[: -(-n // 3)], beam=1e6, lattice_beam=1e6
+                    oracles.search_graph(fsa), row[: -(-n // 3)], beam=1e6, lattice_beam=1e6
                 ).to_fsa()
                 for fsa, row, n in zip(side, logits, batch.lengths, strict=True)
             ]
