@@ -45,36 +45,32 @@ def applied(path):
     return [event for event in events if event.kind == 'applied' and event.shard == 0]
 
 
-def test_a_test_set_without_transcripts_is_found_before_training(make_config, kaldi_copy, tmp_path):
-    utterances = assembly.load_split(make_config().data, 'test')
-    data = kaldi_copy(utterances, tmp_path / 'data')
-    (data / 'text').unlink()
+@pytest.fixture
+def tested_on(make_config, kaldi_copy, tmp_path):
+    """The tiny experiment's training set as a Kaldi directory, and another folder to test on."""
     lexicon = tmp_path / 'lexicon.txt'
     assembly.load_lexicon(make_config().data).write(lexicon)
     train = kaldi_copy(assembly.load_split(make_config().data, 'train'), tmp_path / 'train')
-    config = make_config(
+    return lambda test: make_config(
         data__corpus='kaldi',
         data__train=str(train),
-        data__test=str(data),
+        data__test=str(test),
         data__lexicon=str(lexicon),
     )
+
+
+def test_a_test_set_without_transcripts_is_found_before_training(
+    tested_on, make_config, kaldi_copy, tmp_path
+):
+    data = kaldi_copy(assembly.load_split(make_config().data, 'test'), tmp_path / 'data')
+    (data / 'text').unlink()
     with pytest.raises(DataError, match=f'no utterance of {str(data)!r}.*transcript is empty'):
-        experiment.run(config, tmp_path / 'run', quiet=True)
+        experiment.run(tested_on(data), tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run' / monitor.EVENTS).exists()
 
 
-def test_a_test_set_of_other_features_is_found_before_training(
-    make_config, kaldi_copy, given_features, tmp_path
-):
-    lexicon = tmp_path / 'lexicon.txt'
-    assembly.load_lexicon(make_config().data).write(lexicon)
-    train = kaldi_copy(assembly.load_split(make_config().data, 'train'), tmp_path / 'train')
-    config = make_config(
-        data__corpus='kaldi',
-        data__train=str(train),
-        data__test=str(given_features(tmp_path / 'test', 'one', 13)),
-        data__lexicon=str(lexicon),
-    )
+def test_a_test_set_of_other_features_is_found_before_training(tested_on, given_features, tmp_path):
+    config = tested_on(given_features(tmp_path / 'test', 'one', 13))
     with pytest.raises(DataError, match='given have 13 values per frame, the network takes 40'):
         experiment.run(config, tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run' / monitor.EVENTS).exists()
