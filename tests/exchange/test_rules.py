@@ -131,6 +131,12 @@ def test_gate_by_age():
     np.testing.assert_allclose(got, [[-4], [-5], [-5], [-5]], atol=1e-6)
 
 
+@pytest.mark.parametrize(('alpha', 'cutoff'), [(-0.1, 2.0), (0.5, 0.0), (0.5, float('nan'))])
+def test_a_gate_that_lets_nothing_through_is_refused(alpha, cutoff):
+    with pytest.raises(ValueError, match='give alpha >= 0 and cutoff > 0'):
+        rules.cgad(0.1, alpha, cutoff)
+
+
 def test_cgad_is_adam_on_gated_gradients_and_adam_at_age_zero():
     script = [(0, [1]), (1, [-3]), (2, [2])]
     np.testing.assert_array_equal(

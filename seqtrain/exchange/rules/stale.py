@@ -130,7 +130,12 @@ def gate_by_age(alpha: float, cutoff: float) -> Rule:
     Source: Shah & Sun 2026, "Cosine-gated Adam-decay", arXiv 2605.09126. That the gate is this
     half cosine is our reading of "cosine gate that reaches 0 at a cutoff"; α and the cutoff have no
     default here because theirs could not be read. Pushed: gradient or Δ. State: 0.
+
+    Raises:
+      ValueError: an α below 0, or a cutoff at which nothing is left.
     """
+    if not (alpha >= 0 and cutoff > 0):
+        raise ValueError(f'alpha={alpha}, cutoff={cutoff}: give alpha >= 0 and cutoff > 0.')
 
     def update(updates, state, params=None, *, staleness, **extra):
         del params, extra
