@@ -124,10 +124,17 @@ def needs_monophones(config: ml_collections.ConfigDict) -> bool:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for a monophone run that would train nothing."""
-    if needs_monophones(config) and config.bootstrap.mono_rounds < 1:
+    if not needs_monophones(config):
+        return
+    if config.bootstrap.mono_rounds < 1:
         raise ValueError(
             f'config.bootstrap.mono_rounds is {config.bootstrap.mono_rounds}: tied states and '
             'mono_offsets begin where a monophone run ended, which needs at least 1.'
+        )
+    if not (config.bootstrap.mono_updates or config.bootstrap.updates):
+        raise ValueError(
+            'config.bootstrap.mono_updates and updates are 0: tied states and mono_offsets begin '
+            'where a monophone run ended, which would train nothing.'
         )
 
 

@@ -21,6 +21,7 @@ from seqtrain.training import config, errors, experiment
         ({'exchange__num_replicas': 0}, 'at least'),
         ({'bootstrap__rounds': 0, 'sequence__updates': 0}, 'Nothing to train'),
         ({'bootstrap__updates': 0, 'sequence__updates': 0}, 'Nothing to train'),
+        ({'bootstrap__updates': 0, 'graph__context': 'biphone'}, 'would train nothing'),
         ({'lattice__mode': 'foo'}, 'config.lattice.mode'),
         ({'lattice__lattice_beam': -5000.0}, 'config.lattice.lattice_beam'),
         ({'data__spec_augment': True, 'spec_augment__max_warp': 2.0}, 'max_warp'),
