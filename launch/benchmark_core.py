@@ -173,11 +173,8 @@ def measure(case: Case, seconds: float, settings: list[str]) -> Row:
     rng = np.random.default_rng(1)
     scores = rng.standard_normal((case.batch, case.frames, graph.num_pdfs), np.float32)
     other = others().get(case.backend)
-    timing = (
-        time_ours(case, graph, scores, seconds)
-        if other is None
-        else time_other(other, case, graph, scores, seconds)
-    )
+    given = case, graph, scores, seconds
+    timing = time_other(other, *given) if other else time_ours(*given)
     arcs = int(np.isfinite(graph.weight).sum())
     work = 2 * arcs * case.frames * (1 if graph.batched else case.batch)
     return Row(
@@ -335,13 +332,9 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
     if not graphs:
         return
     lines = sorted({(row.backend, row.kernel) for row in rows})
+    size = (3 * len(graphs) + 1.5, 2.7 * len(lengths))
     figure, grid = pyplot.subplots(
-        len(lengths),
-        len(graphs),
-        figsize=(3 * len(graphs) + 1.5, 2.7 * len(lengths)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
+        len(lengths), len(graphs), figsize=size, sharex=True, sharey=True, squeeze=False
     )
     panels = [(graph, frames) for frames in lengths for graph in graphs]
     for axis, (graph, frames) in zip(grid.flat, panels, strict=True):
@@ -355,10 +348,8 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
         axis.set_title(f'{graph}, T = {frames}')
         axis.set_xticks(sizes := sorted({row.batch for row in rows}), map(str, sizes))
         axis.minorticks_off()
-    for axis in grid[-1]:
-        axis.set_xlabel('utterances per batch')
-    for axis in grid[:, 0]:
-        axis.set_ylabel('GFMA/s of one processor')
+    figure.supxlabel('utterances per batch')
+    figure.supylabel('GFMA/s of one processor')
     grid[0][-1].legend(bbox_to_anchor=(1.02, 1), loc='upper left')
     figure.tight_layout()
     figure.savefig(path, dpi=120)

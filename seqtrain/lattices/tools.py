@@ -17,6 +17,7 @@ from seqtrain.lattices.operations import PathSums, best_arcs, path_sums, prune
 # Rounding of weights in determinisation; OpenFst's 1/1024 adds up and changes the order of paths.
 _DELTA = 1e-5
 _FIRST_BEAM = 1.0
+_ALL = np.finfo(np.float64).max  # a beam that leaves out what cannot be taken, and nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def n_best(lattice: Lattice, n: int) -> list[tuple[tuple[str, ...], float]]:
     """
     if n < 1:
         raise ValueError(f'n={n}; ask for at least one.')
-    beam, arcs = _FIRST_BEAM, prune(lattice, np.inf).num_arcs
+    beam, arcs = _FIRST_BEAM, prune(lattice, _ALL).num_arcs
     while True:
         kept = prune(lattice, beam)
         found = _shortest(kept, n)

@@ -80,11 +80,21 @@ class Evaluator:
     def make(
         cls, config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
     ) -> Evaluator:
-        """Loads the test set, builds the decoding graphs and writes `workdir/model`."""
+        """Loads the test set, builds the decoding graphs and writes `workdir/model`.
+
+        Raises:
+          DataError: nothing can be tested on, or no phones where they are to be scored.
+        """
         features, texts = test_set(config, data, 'test')
+        by_unit = references(texts, data.lexicon, config.decode.phone_error_rate)
+        if not all(by_unit.values()):
+            raise DataError(
+                'Phones cannot be scored: every transcript of the test set has a word that the '
+                'lexicon has not. Give pronunciations, or set config.decode.phone_error_rate=False.'
+            )
         return cls(
             features,
-            references(texts, data.lexicon, config.decode.phone_error_rate),
+            by_unit,
             _recognizers(config, data, workdir),
             workdir,
             config.decode,
@@ -156,11 +166,6 @@ def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[st
             for name, text in texts.items()
             if all(word in lexicon.pronunciations for word in text.split())
         }
-        if texts and not known:
-            raise DataError(
-                'Phones cannot be scored: every transcript has a word that the lexicon has not. '
-                'Give pronunciations, or set config.decode.phone_error_rate=False.'
-            )
         by_unit['phone'] = {name: ' '.join(lexicon.canonical(text)) for name, text in known.items()}
     return by_unit
 

@@ -311,14 +311,13 @@ def connected(
       options: of its client.
     """
     client = server.connect(number, device=device, life=life, **options)
-    try:
-        replica = Replica(number, life, device, client, work, gate)
+    with contextlib.ExitStack() as made:
         try:
+            replica = Replica(number, life, device, client, work, gate)
+            made.callback(replica.close)
             yield replica
-        finally:
-            replica.close()
-    except BaseException:
-        with contextlib.suppress(ExchangeError):  # its thread may hang in a failed device
-            client.kill()
-        raise
+        except BaseException:
+            with contextlib.suppress(ExchangeError):  # its thread may hang in a failed device
+                client.kill()
+            raise
     client.close()

@@ -195,13 +195,9 @@ def _check_options(settings: ml_collections.ConfigDict) -> None:
             f'config.exchange.outer_learning_rate is not read by {name} with '
             f'local_steps={settings.local_steps}: set it to 0.'
         )
-    local = {
-        'local_learning_rate': settings.local_learning_rate != 0,
-        'local_optimizer': settings.local_optimizer != 'sgd',
-        'keep_state': not settings.keep_state,
-    }
-    for field in (name for name, changed in local.items() if changed):
-        if settings.local_steps == 1:
+    local = {'local_learning_rate': 0.0, 'local_optimizer': 'sgd', 'keep_state': True}
+    for field, usual in local.items():
+        if settings.local_steps == 1 and getattr(settings, field) != usual:
             raise ValueError(f'config.exchange.{field} needs local_steps of 2 or more.')
     if settings.mode == 'async' and settings.on_stale == 'drop' and settings.max_staleness < 0:
         raise ValueError(

@@ -18,6 +18,7 @@ from seqtrain.lattices import (
     path_sums,
     prune,
     rescore_lm,
+    tools,
 )
 
 WORDS = ('<eps>', 'p', 'q')
@@ -118,9 +119,12 @@ def test_n_best_of_a_best_path_without_words(n, others):
     assert n_best(sausage(((0, 0), -0.75), *others), n) == expected
 
 
-def test_a_path_of_infinite_cost_is_none():
+def test_a_path_of_infinite_cost_is_none(monkeypatch):
     lattice = sausage(((1, 0), -np.inf), ((2, 0), -0.5))
+    made, determinised = tools.word_fst, []
+    monkeypatch.setattr(tools, 'word_fst', lambda one: determinised.append(one) or made(one))
     assert n_best(lattice, 3) == [(('q',), -0.5)]
+    assert len(determinised) == 1  # a wider beam has nothing more
     assert oracle_errors(lattice, 'p') == 1
     assert [(c.word, c.confidence) for c in confidences(lattice)] == [('q', 1.0)]
 

@@ -7,7 +7,7 @@ import pytest
 
 from seqtrain.data.utterance import DataError
 from seqtrain.graphs import Lexicon
-from seqtrain.training import workdir
+from seqtrain.training import evaluate, workdir
 from seqtrain.training.evaluate import Evaluator, references
 
 PARAMS = {'w': np.zeros(2, np.float32)}
@@ -65,10 +65,14 @@ def test_words_and_phones_have_their_scales(of_phones, expected, make_config, tm
     assert used == expected
 
 
-def test_phones_are_scored_where_all_words_have_pronunciations():
+def test_phones_are_scored_where_all_words_have_pronunciations(make_config, monkeypatch):
     lexicon = Lexicon.from_dict({'yes': 'Y EH S'})
     texts = {'a': 'yes', 'b': 'yes sir'}
     assert references(texts, lexicon, phones=True) == {'word': texts, 'phone': {'a': 'Y EH S'}}
+    unknown = {'b': 'yes sir'}
+    assert references(unknown, lexicon, phones=False) == {'word': unknown}
+    assert references(unknown, lexicon, phones=True) == {'word': unknown, 'phone': {}}
+    monkeypatch.setattr(evaluate, 'test_set', lambda *_: (None, unknown))
+    config = make_config(decode__phone_error_rate=True)
     with pytest.raises(DataError, match='Phones cannot be scored'):
-        references({'b': 'yes sir'}, lexicon, phones=True)
-    assert references({'b': 'yes sir'}, lexicon, phones=False) == {'word': {'b': 'yes sir'}}
+        Evaluator.make(config, types.SimpleNamespace(lexicon=lexicon), None)
