@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +18,20 @@ from seqtrain.fsa.fsa import Fsa
 from seqtrain.graphs.hlg import DecodingGraph
 from seqtrain.graphs.lexicon import split_words
 from seqtrain.lattices.lattice import Lattice, LatticeError
-from seqtrain.lattices.operations import prune, union
+from seqtrain.lattices.operations import PathSums, path_sums, prune, union
 from seqtrain.lattices.search import SearchGraph, compiled, search
 
 _LEAST_BEAM = 1e-3
+# A beam is chosen to leave so much of the arcs that have room: their share is not exact.
+_FILLED = 0.97
+
+
+class Acceptors(NamedTuple):
+    """Numerator and denominator for the devices, and the beam that they were pruned to, or inf."""
+
+    numerator: Fsa
+    denominator: Fsa
+    beam: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,42 +60,55 @@ class LatticePair:
         max_arcs: int,
         *,
         numerator_size: tuple[int, int] | None = None,
-        beam: float = 16.0,
-    ) -> tuple[Fsa, Fsa]:
+    ) -> Acceptors:
         """Numerator and denominator as acceptors of at most the given sizes.
 
         For batches of one shape (`ops.pack_batch(..., num_states=, num_arcs=)`). Where they are
-        larger both lattices are pruned with an ever smaller beam, from `beam` on; the numerator
-        stays inside the denominator.
+        larger both lattices are pruned with one beam, the widest that the room is likely to allow;
+        the numerator stays inside the denominator.
 
         Args:
           max_states, max_arcs: of both.
           numerator_size: states and arcs of the numerator, where they are others.
-          beam: the widest.
 
         Raises:
           LatticeError: not even the best paths fit, or the pair is not `ok`.
         """
         if self.numerator is None or self.denominator is None:
             raise LatticeError(f'There are no lattices: {self.reason}.')
-        numerator, denominator = self.numerator, self.denominator
+        wholes = self.numerator, self.denominator
         limits = numerator_size or (max_states, max_arcs), (max_states, max_arcs)
-        while True:
-            fsas = numerator.to_fsa(), denominator.to_fsa()
-            sizes = [(fsa.num_states, fsa.num_arcs) for fsa in fsas]
-            if all(
-                size[0] <= most[0] and size[1] <= most[1]
-                for size, most in zip(sizes, limits, strict=True)
-            ):
-                return fsas
+        fsas = self.numerator.to_fsa(), self.denominator.to_fsa()
+        sums: list[PathSums] = []
+        beam = math.inf
+        while min(shares := [_share(*one) for one in zip(fsas, limits, strict=True)]) < 1:
             if beam < _LEAST_BEAM:
+                sizes = [(fsa.num_states, fsa.num_arcs) for fsa in fsas]
                 raise LatticeError(
                     f'Even the best paths need {sizes} states and arcs in numerator and '
                     f'denominator; allow more than {limits}.'
                 )
-            numerator = prune(self.numerator, beam)
-            denominator = union(prune(self.denominator, beam), numerator)
-            beam *= 0.7
+            sums = sums or [path_sums(lattice, np.maximum) for lattice in wholes]
+            beam = min(_narrower(*one, beam) for one in zip(sums, shares, strict=True))
+            numerator, denominator = (
+                prune(whole, beam, one) for whole, one in zip(wholes, sums, strict=True)
+            )
+            fsas = numerator.to_fsa(), union(denominator, numerator).to_fsa()
+        return Acceptors(*fsas, beam)
+
+
+def _share(fsa: Fsa, limit: tuple[int, int]) -> float:
+    """The share of an acceptor that its room has place for; above 1 if all of it."""
+    return min(limit[0] / fsa.num_states, limit[1] / fsa.num_arcs)
+
+
+def _narrower(sums: PathSums, share: float, beam: float) -> float:
+    """The beam that leaves this share of the arcs that the beam before it left."""
+    if share >= 1:
+        return beam
+    behind = np.sort(sums.total - sums.through[np.isfinite(sums.through)])
+    left = np.searchsorted(behind, beam, side='right')
+    return min(float(behind[int(_FILLED * share * left)]), 0.98 * beam)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -90,6 +91,7 @@ class Lattice:
             depth = np.maximum(depth, deeper)
         raise LatticeError('The lattice has a cycle of epsilon arcs.')
 
+    @functools.cached_property
     def layers(self) -> list[np.ndarray]:
         """Arc indices in groups that can be worked at once: none leads to its own group's sources.
 
@@ -179,7 +181,7 @@ class Lattice:
         forward = np.zeros(self.num_states, bool)
         forward[0] = True
         useful = np.isfinite(self.final)
-        layers = [arcs[keep[arcs]] for arcs in self.layers()]
+        layers = [arcs[keep[arcs]] for arcs in self.layers]
         for arcs in layers:
             forward[self.dst[arcs[forward[self.src[arcs]]]]] = True
         for arcs in reversed(layers):

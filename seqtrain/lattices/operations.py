@@ -55,7 +55,7 @@ def path_sums(
     alpha = np.full(lattice.num_states, NEG_INF)
     alpha[0] = 0.0
     beta = final.copy()
-    layers = lattice.layers()
+    layers = lattice.layers
     for arcs in layers:
         src, dst = lattice.src[arcs], lattice.dst[arcs]
         plus.at(alpha, dst, alpha[src] + weight[arcs])  # type: ignore[attr-defined]
@@ -66,9 +66,15 @@ def path_sums(
     return PathSums(alpha, beta, through, float(beta[0]))
 
 
-def prune(lattice: Lattice, beam: float) -> Lattice:
-    """Keeps the arcs whose best path is within `beam` (natural log) of the best of all."""
-    sums = path_sums(lattice, np.maximum)
+def prune(lattice: Lattice, beam: float, sums: PathSums | None = None) -> Lattice:
+    """Keeps the arcs whose best path is within `beam` (natural log) of the best of all.
+
+    Args:
+      lattice: see there.
+      beam: from 0 on.
+      sums: the lattice's by `np.maximum`, where they are known.
+    """
+    sums = sums or path_sums(lattice, np.maximum)
     slack = 1e-9 * max(1.0, abs(sums.total))
     return lattice.select(sums.through >= sums.total - beam - slack)
 

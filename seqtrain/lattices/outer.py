@@ -176,7 +176,7 @@ def _moments(lattice: Lattice, gain: np.ndarray, sums) -> tuple[np.ndarray, np.n
     # Shares of an arc in its destination's alpha, and in its source's beta.
     into = np.exp(sums.alpha[lattice.src] + weight - sums.alpha[lattice.dst])
     out = np.exp(weight + sums.beta[lattice.dst] - sums.beta[lattice.src])
-    layers = lattice.layers()
+    layers = lattice.layers
     for arcs in layers:
         src, dst = lattice.src[arcs], lattice.dst[arcs]
         np.add.at(forward, dst, into[arcs] * (forward[src] + gain[arcs]))

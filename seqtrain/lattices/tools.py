@@ -121,7 +121,7 @@ def confidences(lattice: Lattice) -> list[WordConfidence]:
     frames = lattice.time[lattice.src[spoken]]
     distinct = np.unique(frames)
     slot = np.searchsorted((distinct[1:] + distinct[:-1]) / 2, lattice.time, side='right')
-    sums, layers = path_sums(lattice), lattice.layers()
+    sums, layers = path_sums(lattice), lattice.layers
     times = lattice.time[lattice.src[[arcs[0] for arcs in layers]]]
     result = []
     for arc, frame in zip(spoken.tolist(), frames.tolist(), strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -232,19 +233,14 @@ class LatticeMaker:
         return Made(numerator, denominator, '', pair.denominator.depth(), pruned, words, errors)
 
     def _fitted(self, pair: LatticePair, index: int) -> tuple[Fsa, Fsa, bool]:
-        assert pair.numerator is not None
-        assert pair.denominator is not None
-        whole = pair.numerator.to_fsa(), pair.denominator.to_fsa()
         if self.sizes is None:
-            return *whole, False
+            assert pair.numerator is not None
+            assert pair.denominator is not None
+            return pair.numerator.to_fsa(), pair.denominator.to_fsa(), False
         bucket = self.data.buckets.of(len(self.data.features.features[index]))
         limits = self.sizes.of(self._frames(bucket))
-        if all(
-            fsa.num_states <= states and fsa.num_arcs <= arcs
-            for fsa, (states, arcs) in zip(whole, limits, strict=True)
-        ):
-            return *whole, False
-        return *pair.to_fsas(*limits[1], numerator_size=limits[0]), True
+        numerator, denominator, beam = pair.to_fsas(*limits[1], numerator_size=limits[0])
+        return numerator, denominator, beam < math.inf
 
     def pack(self, made: Sequence[Made | None], bucket: int) -> tuple[ops.Graph, ops.Graph]:
         """Numerators and denominators of a batch on the host; utterances without have no path."""

@@ -10,7 +10,7 @@ import pytest
 
 from seqtrain import ops
 from seqtrain.graphs import NGramLm, Topology, decoding_graph
-from seqtrain.lattices import LatticeError, LatticeGenerator, best_path
+from seqtrain.lattices import LatticeError, LatticeGenerator, best_path, prune, union
 from seqtrain.lattices.generation import constrain
 from seqtrain.lattices.search import SearchGraph, search
 
@@ -70,7 +70,8 @@ def test_acceptors_of_a_fixed_size(graph, scores):
     small = pair.to_fsas(60, 120)
     assert small[1].num_states <= 60
     assert small[1].num_arcs <= 120
-    packed = [ops.pack_batch([fsa], 60, 120, device=jax.devices()[0]) for fsa in small]
+    assert whole.beam == np.inf
+    packed = [ops.pack_batch([fsa], 60, 120, device=jax.devices()[0]) for fsa in small[:2]]
     lengths = np.array([8], np.int32)
     num, den = (ops.log_partition(matrix[None], lengths, side) for side in packed)
     assert -50 < num - den <= 1e-5
@@ -78,6 +79,19 @@ def test_acceptors_of_a_fixed_size(graph, scores):
         pair.to_fsas(5, 5)
     with pytest.raises(LatticeError, match='no lattices: The graph does not have'):
         LatticeGenerator(graph).pair(matrix, 'never').to_fsas(60, 120)
+
+
+@pytest.mark.parametrize('share', [0.2, 0.5, 0.9])
+def test_pruned_acceptors_fill_their_room(graph, scores, share):
+    pair = LatticeGenerator(graph, beam=1e3, lattice_beam=12.0).pair(scores(20), 'x y z x')
+    whole = pair.to_fsas(10**6, 10**6)
+    room = int(share * whole.denominator.num_arcs)
+    made = pair.to_fsas(10**6, room, numerator_size=(10**6, 10**6))
+    assert 0.55 * room < made.denominator.num_arcs <= room
+    pruned = prune(pair.denominator, made.beam)
+    paths = union(pruned, prune(pair.numerator, made.beam)).to_fsa()
+    assert made.denominator.num_arcs == paths.num_arcs
+    assert pruned.num_arcs < pair.denominator.num_arcs
 
 
 def test_the_transcript_is_searched_with_the_graphs_weights(graph, scores, graph_paths):
