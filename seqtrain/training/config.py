@@ -309,6 +309,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part = ml_collections.ConfigDict()
     part.criterion = 'mmi'  # or smbr, mpe
     part.graph = 'lattice_free'  # or lattice: see the section lattice
+    part.mmi_weight = 0.0  # smbr, mpe: smoothed by so much of (boosted) MMI
     part.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
     part.max_silence_error = (
         0.0  # boost: of silence where there is speech; 0 as in Kaldi, or up to 1

@@ -98,6 +98,9 @@ class SequenceConfig:
       phone_of_pdf: the phone of every pdf, phone 0 silence; for `boost` and 'mpe'.
       state_of_pdf: the HMM state of every pdf: 'smbr' counts frames in the right state, whether the
         pdf is the one that enters it or loops, and whatever the context; empty: the right pdf.
+      mmi_weight: w of 'smbr' and 'mpe' smoothed by MMI, L_sequence = L_risk + w·L_MMI, as HTK can
+        smooth MPE towards MMI's estimates (HTK book 3.4, section 8.7, MMIPRIOR); the criterion's
+        value is then the sum.
       boost: b of boosted MMI; 0 is plain MMI.
       max_silence_error: of `boost`, see `losses.frame_accuracy`; 1 boosts silence like any phone.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
@@ -111,6 +114,7 @@ class SequenceConfig:
     criterion: str = 'mmi'
     phone_of_pdf: tuple[int, ...] = ()
     state_of_pdf: tuple[int, ...] = ()
+    mmi_weight: float = 0.0
     boost: float = 0.0
     max_silence_error: float = 0.0
     leaky: float = 0.0
@@ -123,17 +127,22 @@ class SequenceConfig:
     def __post_init__(self):
         if self.criterion not in ('mmi', 'smbr', 'mpe'):
             raise ValueError(f'criterion is {self.criterion!r}; choose mmi, smbr or mpe.')
-        for name in ('ce_weight', 'output_l2'):
+        for name in ('mmi_weight', 'ce_weight', 'output_l2'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} is {getattr(self, name)}; it must not be negative.')
         if not 0 <= self.max_silence_error <= 1:
             raise ValueError(
                 f'max_silence_error is {self.max_silence_error}; choose one between 0 and 1.'
             )
-        if self.boost and self.criterion != 'mmi':
-            raise ValueError(f'boost belongs to mmi; the criterion is {self.criterion!r}.')
-        if self.drop_below is not None and self.criterion != 'mmi':
-            raise ValueError(f'drop_frames belongs to mmi; the criterion is {self.criterion!r}.')
+        if self.mmi_weight and self.criterion == 'mmi':
+            raise ValueError("mmi_weight belongs to smbr and mpe; the criterion is 'mmi' itself.")
+        if self.criterion == 'mmi' or self.mmi_weight:
+            return
+        for name, value in (('boost', self.boost), ('drop_frames', self.drop_below is not None)):
+            if value:
+                raise ValueError(
+                    f'{name} belongs to mmi; the criterion is {self.criterion!r} and mmi_weight 0.'
+                )
 
 
 def sequence(
@@ -183,22 +192,42 @@ def occupancies(scores, lengths, batch) -> Metrics:
 
 def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
     """What the criterion alone says of every utterance."""
+    if config.criterion == 'mmi':
+        return _mmi(logits, lengths, batch, denominator, config)
+    risk = _risk(logits, lengths, batch, denominator, config)
+    if not config.mmi_weight:
+        return risk
+    mmi = _mmi(logits, lengths, batch, denominator, config)
+    valid = risk.valid & mmi.valid
+    value = jnp.where(valid, risk.value + config.mmi_weight * mmi.value, 0.0)
+    reason = jnp.where(risk.valid, mmi.reason, risk.reason)
+    return mmi.replace(value=value, valid=valid, reason=reason, occupancy=None)
+
+
+def _risk(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
+    """Expected accuracy: sMBR or MPE."""
     phones = config.phone_of_pdf
-    silence = [pdf for pdf, phone in enumerate(phones) if phone == 0]
-    common: dict[str, Any] = {'leaky': config.leaky, 'acoustic_scale': config.acoustic_scale}
-    options = {'silence': silence, 'one_silence_class': config.one_silence_class, **common}
+    options = {
+        'silence': _silence(phones),
+        'one_silence_class': config.one_silence_class,
+        **_common(config),
+    }
     if config.criterion == 'smbr':
         states = config.state_of_pdf or None
         return losses.smbr(logits, lengths, batch.labels, denominator, states=states, **options)
-    if config.criterion == 'mpe':
-        return losses.mpe(logits, lengths, batch.labels, denominator, phones, **options)
+    return losses.mpe(logits, lengths, batch.labels, denominator, phones, **options)
+
+
+def _mmi(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
+    """MMI, boosted or not."""
+    phones = config.phone_of_pdf
     accuracy = None
     if config.boost:
         accuracy = losses.frame_accuracy(
             batch.labels,
             len(phones),
             classes=phones,
-            silence=silence,
+            silence=_silence(phones),
             max_silence_error=config.max_silence_error,
         )
     return losses.lf_mmi(
@@ -209,8 +238,17 @@ def outcome(logits, lengths, batch, denominator, config: SequenceConfig) -> loss
         boost=config.boost,
         accuracy=accuracy,
         drop_below=config.drop_below,
-        **common,
+        **_common(config),
     )
+
+
+def _silence(phones: tuple[int, ...]) -> list[int]:
+    """The pdfs of silence, which is phone 0."""
+    return [pdf for pdf, phone in enumerate(phones) if phone == 0]
+
+
+def _common(config: SequenceConfig) -> dict[str, Any]:
+    return {'leaky': config.leaky, 'acoustic_scale': config.acoustic_scale}
 
 
 def make_step(network: Network, make_criterion: Callable[..., Criterion], clip_norm: float):

@@ -74,7 +74,35 @@ def test_regularisers_are_added(setting):
     assert float(both['loss']) == pytest.approx(float(plain + 0.3 * ce + 0.01 * l2), rel=1e-5)
 
 
-REGULARISERS = [{}, {'ce_weight': 0.3}, {'output_l2': 0.01}]
+@pytest.mark.parametrize('criterion', ['smbr', 'mpe'])
+def test_mmi_is_added_to_a_risk(setting, criterion):
+    network, params, batch, log_prior, den = setting
+    batch = dataclasses.replace(
+        batch, lengths=np.array([60, 45, 12], np.int32)
+    )  # the last: too short
+    sums = {}
+    for name, weights in {
+        'risk': {'criterion': criterion},
+        'mmi': {'boost': 0.1},
+        'both': {'criterion': criterion, 'mmi_weight': 0.5, 'boost': 0.1},
+    }.items():
+        sums[name] = sequence_step(network, **weights)(params, batch, log_prior, den)
+        np.testing.assert_array_equal(sums[name][1]['valid'], [True, True, name == 'risk'])
+    batch = dataclasses.replace(batch, lengths=np.array([60, 45, 0], np.int32))
+    risk, metrics = sequence_step(network, criterion=criterion)(params, batch, log_prior, den)
+    expected = jax.tree.map(lambda a, b: a + 0.5 * b, risk, sums['mmi'][0])
+    assert_trees_close(sums['both'][0], expected)
+    value = metrics['value'] + 0.5 * sums['mmi'][1]['value']
+    assert float(sums['both'][1]['value']) == pytest.approx(float(value), rel=1e-5)
+    assert losses.Reason(int(sums['both'][1]['reason'][2])) == losses.Reason.TOO_SHORT
+
+
+REGULARISERS = [
+    {},
+    {'ce_weight': 0.3},
+    {'output_l2': 0.01},
+    {'criterion': 'smbr', 'mmi_weight': 0.5, 'boost': 0.1},
+]
 
 
 @pytest.mark.parametrize('weights', REGULARISERS)
@@ -105,7 +133,8 @@ def test_a_batch_without_a_feasible_utterance_has_no_gradient(setting, weights):
 def test_an_utterance_that_is_not_finite_leaves_the_loss_alone(setting, weights):
     _, _, batch, log_prior, den = setting
     phones = tuple(TOPOLOGY.phone_of_pdf().tolist())
-    criterion = steps.sequence(log_prior, den, steps.SequenceConfig('mmi', phones, **weights))
+    config = steps.SequenceConfig(phone_of_pdf=phones, **weights)
+    criterion = steps.sequence(log_prior, den, config)
     logits = np.random.default_rng(1).normal(size=(3, 20, TOPOLOGY.num_pdfs)).astype(np.float32)
     broken = logits.copy()
     broken[1, 3, 0] = np.nan
@@ -203,7 +232,10 @@ def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
     ('weights', 'message'),
     [
         ({'criterion': 'mbr'}, 'choose mmi'),
-        ({'criterion': 'mpe', 'boost': 0.1}, 'belongs to mmi'),
+        ({'criterion': 'mpe', 'boost': 0.1}, 'boost belongs to mmi.*mmi_weight 0'),
+        ({'criterion': 'smbr', 'drop_below': 0.1}, 'drop_frames belongs to mmi'),
+        ({'mmi_weight': 0.5}, 'belongs to smbr and mpe'),
+        ({'criterion': 'smbr', 'mmi_weight': -0.5}, 'must not be negative'),
         ({'ce_weight': -1.0}, 'must not be negative'),
         ({'output_l2': float('nan')}, 'must not be negative'),
         ({'max_silence_error': 1.5}, 'between 0 and 1'),

@@ -1,0 +1,22 @@
+"""Boosted lattice MMI on English by Mandarin speakers: as speechocean_mpe, with another criterion.
+
+    python launch/train.py --config=configs/speechocean_mmi.py --workdir=workdir/speechocean_mmi
+
+The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data where it is not set).
+From the CE network of another run: --config.start_from=DIR --config.bootstrap.rounds=0
+"""
+
+import pathlib
+import runpy
+
+mpe = runpy.run_path(str(pathlib.Path(__file__).with_name('speechocean_mpe.py')))
+
+
+def get_config():
+    config = mpe['get_config']()
+    config.name = 'speechocean_mmi'
+    config.sequence.criterion = 'mmi'
+    config.sequence.boost = 0.1
+    config.sequence.updates = 3000
+    config.sequence.ce_weight = 0.1
+    return config
