@@ -12,7 +12,7 @@ from seqtrain import ops
 from seqtrain.graphs import NGramLm, Topology, decoding_graph
 from seqtrain.lattices import LatticeError, LatticeGenerator, best_path, prune, union
 from seqtrain.lattices.generation import constrain
-from seqtrain.lattices.search import SearchGraph, search
+from seqtrain.lattices.search import SearchGraph, compiled, search
 
 
 def paths_of(paths, words=None):
@@ -124,6 +124,26 @@ def test_hopeless_utterances_come_back_with_a_reason(graph, scores, frames, word
     assert not pair.ok
     assert pair.numerator is pair.denominator is None
     assert re.search(reason, pair.reason)
+
+
+def test_a_beam_without_a_path_is_widened_once(graph, scores, lattice_paths):
+    # The best beginnings of these scores end inside of a word.
+    matrix, whole = scores(4, seed=1), compiled(graph)
+    assert search(whole, matrix, beam=0.9, lattice_beam=5.0) is None
+    found = LatticeGenerator(graph, beam=0.9, lattice_beam=5.0).decode(matrix)
+    wider = search(whole, matrix, beam=1.8, lattice_beam=5.0)
+    assert lattice_paths(found) == lattice_paths(wider)
+    pair = LatticeGenerator(graph, beam=0.1, lattice_beam=5.0).pair(matrix, 'x')
+    assert pair.reason == 'no path within the beam'
+
+
+def test_too_few_states_are_widened_to_all(graph, scores, lattice_paths):
+    matrix = scores(4, seed=1)
+    generator = LatticeGenerator(graph, beam=50.0, lattice_beam=5.0, max_active=1)
+    limits = {'beam': 50.0, 'lattice_beam': 5.0}
+    assert search(compiled(graph), matrix, max_active=1, **limits) is None
+    everything = search(compiled(graph), matrix, **limits)
+    assert lattice_paths(generator.decode(matrix)) == lattice_paths(everything)
 
 
 def test_non_finite_scores(graph, scores):
