@@ -18,7 +18,7 @@ from seqtrain import models, ops
 from seqtrain.data import augment, corpora, kaldi
 from seqtrain.data.features import FeatureConfig
 from seqtrain.data.utterance import DataError, Utterance
-from seqtrain.graphs import Lexicon, Topology
+from seqtrain.graphs import Lexicon, Topology, arpa
 from seqtrain.training import devices, lattice_outer, lattice_stage, prepare, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import ConfigError, pick, section
@@ -90,6 +90,16 @@ def training_data(
         cache_dir=str(devices.cache_root(data.cache_dir) / 'features'),
         topology=topology,
     )
+
+
+def check_language_models(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for an ARPA file that is not there or malformed, before any training."""
+    for name in ('graph', 'lattice'):
+        if config[name].word_lm:
+            try:
+                arpa.read(config[name].word_lm)
+            except FileNotFoundError as error:
+                raise ValueError(f'config.{name}.word_lm: {error}') from None
 
 
 def masks(config: ml_collections.ConfigDict) -> augment.SpecAugmentConfig | None:

@@ -53,6 +53,7 @@ _LEAST = {
     'checkpoint.keep': 1,
 }
 _ABOVE_0 = ('decode.acoustic_scale', 'decode.beam', 'decode.ce_acoustic_scale')
+_CHOICES = {'graph.word_lm_smoothing': ('witten-bell', 'kneser-ney', 'none')}
 _BELOW_1 = ('graph.silence_probability', 'model.dropout')
 
 
@@ -110,6 +111,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         value = _value(config, name)
         if not value > 0:
             raise ValueError(f'config.{name} is {value}: it must be above 0.')
+    for name, choices in _CHOICES.items():
+        value = _value(config, name)
+        if value not in choices:
+            raise ValueError(f'config.{name} is {value!r}; choose {", ".join(choices)}.')
 
 
 def _check_finite(value: Any, name: str) -> None:
@@ -226,6 +231,7 @@ def _graph() -> ml_collections.ConfigDict:
     part.silence_probability = 0.5  # of a silence between words where words are searched; 0: none
     part.phone_lm_order = 3
     part.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
+    part.word_lm_smoothing = 'witten-bell'  # or kneser-ney, none
     part.word_lm = ''  # ARPA file; '' estimates it from the training transcripts
     return part
 
@@ -339,6 +345,7 @@ def _lattice() -> ml_collections.ConfigDict:
     part.acoustic_scale = 0.1  # κ
     part.unit = 'word'  # or phone: phone sequences compete, whatever words they make
     part.word_lm_order = 1  # of the units' n-gram
+    part.word_lm = ''  # ARPA file of these units; '' estimates it from the training transcripts
     part.threads = 1
     part.batches_per_block = 4  # outer: frames are shuffled within so many batches
     part.correction = False  # outer, mmi: old derivatives are moved to the new outputs

@@ -178,7 +178,8 @@ def _recognizers(
         'silence_probability': config.graph.silence_probability,
         'cache_dir': devices.cache_root(config.data.cache_dir) / 'graphs',
     }
-    word_lm = (config.graph.word_lm_order, config.graph.word_lm)
+    graph = config.graph
+    word_lm = (graph.word_lm_order, graph.word_lm, graph.word_lm_smoothing)
     graphs = {'word': recognizer.word_graph(*made_of, *word_lm, **options)}
     if config.decode.phone_error_rate:
         graphs['phone'] = recognizer.phone_graph(*made_of, **options)

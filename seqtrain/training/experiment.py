@@ -79,6 +79,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         by_speaker(config)
         assembly.graph_config(config).monophones(1)
         assembly.masks(config)
+        assembly.check_language_models(config)
         plan(config)
 
 

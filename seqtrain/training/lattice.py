@@ -18,7 +18,7 @@ import numpy as np
 
 from seqtrain import ops
 from seqtrain.fsa import Fsa
-from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
+from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, arpa, decoding_graph
 from seqtrain.lattices import LatticeError, LatticeGenerator, LatticePair, oracle_errors
 from seqtrain.training.prepare import TrainingData
 
@@ -53,6 +53,7 @@ class LatticeConfig:
       unit: what competes: 'word', sequences of words; 'phone', those of phones, whatever words
         they make, with the first pronunciations of the transcript as reference.
       word_lm_order: of the denominators' n-gram of these units, weak on purpose.
+      word_lm: an ARPA file to take instead; its units without pronunciation are left out.
       threads: utterances that a replica searches at once.
       batches_per_block: of 'outer': frames are shuffled within so many batches.
       correction: of 'outer' and mmi: old derivatives are moved to the new outputs, to first order.
@@ -67,6 +68,7 @@ class LatticeConfig:
     acoustic_scale: float = 0.1
     unit: str = 'word'
     word_lm_order: int = 1
+    word_lm: str = ''
     threads: int = 1
     batches_per_block: int = 4
     correction: bool = False
@@ -275,12 +277,19 @@ def spelt(text: str, lexicon: Lexicon, unit: str) -> str:
     return text if unit == 'word' else ' '.join(lexicon.canonical(text))
 
 
-def word_model(texts: Sequence[str], order: int) -> NGramLm:
+def word_model(texts: Sequence[str], order: int, arpa_file: str = '') -> NGramLm:
     """The denominators' weak LM: a Witten-Bell n-gram of the training transcripts' words or phones.
 
     Kaldi (steps/make_denlats.sh) takes a unigram, so that lattices hold what a strong model would
     rule out.
+
+    Args:
+      texts: transcripts in words or phones.
+      order: of the n-gram.
+      arpa_file: a model to take instead.
     """
+    if arpa_file:
+        return arpa.read(arpa_file)
     sentences = [text.split() for text in texts]
     words = sorted({word for sentence in sentences for word in sentence})
     return NGramLm.estimate(sentences, order, vocabulary=words)
@@ -310,6 +319,7 @@ def denominator_graph(
         topology,
         word_lm,
         silence_probability=silence_probability,
+        skip_oov=True,  # of a given model: an estimated one has none
         cache_dir=cache_dir,
     )
 

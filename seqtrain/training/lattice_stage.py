@@ -128,7 +128,7 @@ def word_model(config: ml_collections.ConfigDict, data: TrainingData) -> NGramLm
     """The denominators' LM of words, or of phones, of the whole training set."""
     settings = config.lattice
     texts = [lattice.spelt(text, data.lexicon, settings.unit) for text in data.features.texts]
-    return lattice.word_model(texts, settings.word_lm_order)
+    return lattice.word_model(texts, settings.word_lm_order, settings.word_lm)
 
 
 def _outer(

@@ -120,6 +120,7 @@ def word_graph(
     topology: Topology,
     order: int,
     arpa_file: str = '',
+    smoothing: str = 'witten-bell',
     **options: Any,
 ) -> DecodingGraph:
     """The decoding graph over words.
@@ -127,8 +128,9 @@ def word_graph(
     Args:
       texts: training transcripts.
       lexicon, topology: of the training set.
-      order: of the word n-gram (Witten-Bell); 0 makes all words of the lexicon equally likely.
+      order: of the word n-gram; 0 makes all words of the lexicon equally likely.
       arpa_file: a language model to take instead; its words without pronunciation are left out.
+      smoothing: of the word n-gram, see `NGramLm.estimate`.
       **options: `silence_probability` and `cache_dir` of `graphs.decoding_graph`.
     """
     if arpa_file:
@@ -136,8 +138,11 @@ def word_graph(
 
         return decoding_graph(lexicon, topology, arpa.read(arpa_file), skip_oov=True, **options)
     words = lexicon.words
-    sentences = [text.split() for text in texts] if order else [[word] for word in words]
-    model = NGramLm.estimate(sentences, max(1, order), vocabulary=words)
+    if order:
+        sentences = [text.split() for text in texts]
+        model = NGramLm.estimate(sentences, order, smoothing=smoothing, vocabulary=words)
+    else:
+        model = NGramLm.estimate([[word] for word in words], 1, vocabulary=words)
     return decoding_graph(lexicon, topology, model, **options)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seqtrain.exchange import Event, ReplayError, eventlog
-from seqtrain.graphs import Lexicon
+from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
 from seqtrain.lattices import LatticeGenerator, LatticePair
 from seqtrain.training import experiment, lattice, lattice_replay, monitor, replay
 from seqtrain.training.lattice import Made
@@ -69,6 +69,17 @@ def test_only_audio_that_got_lattices_counts_for_the_speed():
     made, _, audio_s = maker.make(logits, lengths, np.array([2, -1, 0, 1]))
     assert [one and one.reason for one in made] == ['', None, 'no path', '']
     assert audio_s == pytest.approx(1.2)
+
+
+def test_denominators_by_a_given_language_model(tmp_path):
+    model = NGramLm.estimate([['yes', 'perhaps'], ['yes', 'no']], 2)
+    arpa.write(model, tmp_path / 'lm.arpa')
+    found = lattice.word_model(['no no'], 1, str(tmp_path / 'lm.arpa'))
+    assert found.logprob(('yes',), 'no') == pytest.approx(model.logprob(('yes',), 'no'))
+    lexicon = Lexicon.from_dict({'yes': 'Y EH S', 'no': 'N OW'})
+    topology = Topology.make('chain', len(lexicon.phones))
+    graph = lattice.denominator_graph(lexicon, topology, found, None)
+    assert graph.words == ('<eps>', 'no', 'yes')  # perhaps has no pronunciation
 
 
 @pytest.mark.parametrize(

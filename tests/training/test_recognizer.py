@@ -3,7 +3,7 @@
 import kaldifst
 import pytest
 
-from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
+from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa, decoding_graph
 from seqtrain.training import assembly, decode, experiment, recognizer
 from seqtrain.training.workdir import WorkdirError
 
@@ -32,8 +32,15 @@ def test_graphs_without_silences():
 
 
 def _pdfs(graph):
-    states = range(graph.fst.num_states)
-    return {arc.ilabel for state in states for arc in kaldifst.ArcIterator(graph.fst, state)}
+    return {ilabel for _, ilabel, *_ in _arcs(graph)}
+
+
+def _arcs(graph):
+    return [
+        (state, arc.ilabel, arc.olabel, arc.weight.value, arc.nextstate)
+        for state in range(graph.fst.num_states)
+        for arc in kaldifst.ArcIterator(graph.fst, state)
+    ]
 
 
 def test_a_given_language_model_may_have_words_without_pronunciation(tmp_path):
@@ -41,6 +48,20 @@ def test_a_given_language_model_may_have_words_without_pronunciation(tmp_path):
     arpa.write(model, tmp_path / 'lm.arpa')
     graph = recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 1, str(tmp_path / 'lm.arpa'))
     assert graph.words == ('<eps>', 'no', 'yes')
+
+
+def test_the_language_model_is_smoothed_as_told():
+    made = {
+        smoothing: recognizer.word_graph(TEXTS, LEXICON, TOPOLOGY, 3, smoothing=smoothing)
+        for smoothing in ('witten-bell', 'kneser-ney')
+    }
+    expected = decoding_graph(
+        LEXICON,
+        TOPOLOGY,
+        NGramLm.estimate([t.split() for t in TEXTS], 3, smoothing='kneser-ney'),
+    )
+    arcs = {name: _arcs(graph) for name, graph in made.items()}
+    assert arcs['kneser-ney'] == _arcs(expected) != arcs['witten-bell']
 
 
 def test_a_run_that_stands_in_cross_entropy_is_decoded_at_its_scale(
