@@ -223,6 +223,24 @@ def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
     assert result['pushes'] == 14
 
 
+@pytest.mark.parametrize(
+    'mode', ['decode', pytest.param('epoch', marks=SLOW), pytest.param('outer', marks=SLOW)]
+)
+def test_a_run_goes_on_among_its_lattices(lattice_config, tmp_path, run_until_power_cut, mode):
+    config = lattice_config(lattice__mode=mode, lattice__epochs_per_lattice=2)
+    run_until_power_cut(config, tmp_path, updates=8 + 5, killed=True)
+    sizes = (tmp_path / lattice.SIZES).read_text()
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert result['updates'] == 14
+    rows = rows_of(tmp_path, 'mmi')
+    assert {row.number for row in rows} == set(range(9, 15))  # what was lost was done again
+    assert len({row.generation for row in rows}) == 2
+    assert not any(row.reasons for row in rows)
+    assert (tmp_path / lattice.SIZES).read_text() == sizes
+    if mode == 'decode':
+        assert replay.run(tmp_path)['identical']
+
+
 def test_a_replay_knows_which_parameters_made_the_lattices():
     def push(seq, version, s2, life=0, generation=0):
         versions = {'bases': (version,), 'generations': (generation,)}
