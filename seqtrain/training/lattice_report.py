@@ -13,7 +13,10 @@ from seqtrain.training import lattice
 from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.monitor import Update
 
-CURVES = ('lattice_depth', 'oracle_wer', 'lattice_speed', 'lattice_idle_s')
+CURVES = (
+    *('lattice_depth', 'oracle_wer', 'rival_occupancy'),
+    *('lattice_speed', 'lattice_idle_s'),
+)
 
 
 def summary(updates: Sequence[Update], stage: str) -> dict[str, Any]:

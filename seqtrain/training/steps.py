@@ -180,13 +180,22 @@ def sequence(
 
 
 def occupancies(scores, lengths, batch) -> Metrics:
-    """Occupancies per frame of both lattices of a batch, 1 if it is sound; no gradient."""
+    """Occupancies per frame of both lattices of a batch, 1 if it is sound; no gradient.
+
+    `rival_occupancy` is what the denominator has beyond the numerator, Σ_p max(γ_den − γ_num, 0):
+    near 0 the lattices have no more to teach (Kaldi's counts per frame are after such a
+    cancellation, too).
+    """
     scores = jax.lax.stop_gradient(scores)
-    sides = {'numerator': batch.numerators, 'denominator': batch.denominators}
+    num, den = (
+        ops.occupancies(scores, lengths, graph)[1]
+        for graph in (batch.numerators, batch.denominators)
+    )
+    frames = jnp.maximum(lengths.sum(), 1)
     return {
-        f'{name}_occupancy': ops.occupancies(scores, lengths, graph)[1].sum()
-        / jnp.maximum(lengths.sum(), 1)
-        for name, graph in sides.items()
+        'numerator_occupancy': num.sum() / frames,
+        'denominator_occupancy': den.sum() / frames,
+        'rival_occupancy': jnp.maximum(den - num, 0).sum() / frames,
     }
 
 

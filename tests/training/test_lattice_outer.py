@@ -135,6 +135,7 @@ def test_curvature_is_that_of_single_logits():
     assert {name: float(x) for name, x in occupancies.items()} == {
         'numerator_occupancy': pytest.approx(1, abs=1e-5),
         'denominator_occupancy': pytest.approx(1, abs=1e-5),
+        'rival_occupancy': pytest.approx(np.abs(derivative).sum() / 2 / (0.7 * 3), rel=1e-4),
     }
 
     def slope(a):
