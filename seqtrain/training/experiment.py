@@ -28,6 +28,7 @@ from seqtrain.training import (
     evaluate,
     lattice_report,
     lattice_stage,
+    origin,
     recognizer,
     run_report,
     serving,
@@ -209,7 +210,7 @@ class Experiment:
     @property
     def first_model(self) -> str:
         """What the sequence stage begins with, in the table of error rates."""
-        source = start.Source.read(self.workdir.path)
+        source = origin.Source.read(self.workdir.path)
         if self.stages[0].kind == 'ce' or source is None or source.only_ce:
             return 'ce'
         return 'start'

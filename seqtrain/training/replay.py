@@ -26,6 +26,7 @@ from seqtrain.training import (
     devices,
     lattice_stage,
     monitor,
+    origin,
     serving,
     start,
     steps,
@@ -102,7 +103,7 @@ class Recorded:
         self.events = exchange.eventlog.causal(exchange.eventlog.read(folder / monitor.EVENTS)[1])
         self._pushes = monitor.read_pushes(folder)
         begun = start.begin(config, folder)
-        _check_source(config, begun.source, start.Source.read(folder))
+        _check_source(config, begun.source, origin.Source.read(folder))
         self._data, self._network, self.params = begun.data, begun.network, begun.params
         self._batcher = assembly.batcher(config, self._data)
         self._denominator, self._lattices = None, None
@@ -209,7 +210,7 @@ class Recorded:
 
 
 def _check_source(
-    config: ml_collections.ConfigDict, found: start.Source | None, noted: start.Source | None
+    config: ml_collections.ConfigDict, found: origin.Source | None, noted: origin.Source | None
 ) -> None:
     """The network that a run began with must still be there."""
     if found is not None and noted is not None and found != noted:

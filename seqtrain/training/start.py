@@ -12,6 +12,8 @@ the flat start put the boundaries, one that sees little finds where they are. Th
 are taken and its weights are not, and a run with monophones may have such a run before it, too.
 
 With `config.start_from` a run begins where another one ended: several criteria from one network.
+Where that one has monophones and this one tied states, it takes the place of the monophone run: a
+flat start by lattice-free MMI, for instance.
 
 All of this is a function of the config and of that run's end, so that it can be made again.
 """
@@ -23,57 +25,29 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-import scipy.fft
 
 from seqtrain.exchange import Partition
-from seqtrain.graphs import TiedTopology, Topology, relabel, segments, tie_by_counts, tree
-from seqtrain.training import align, assembly, devices, holdings, recognizer, steps
+from seqtrain.graphs import TiedTopology, Topology, relabel
+from seqtrain.training import align, assembly, devices, holdings, origin, recognizer, steps, tying
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import Position
 from seqtrain.training.leasing import parts
+from seqtrain.training.origin import Source
 from seqtrain.training.prepare import TrainingData
 from seqtrain.training.stage import plan
-from seqtrain.training.workdir import WorkdirError, read_json, write_json
+from seqtrain.training.workdir import WorkdirError
 
 logger = logging.getLogger(__name__)
 
 ALIGNERS = 'aligners'
 MONO = 'mono'
-_CONTEXTS = {'mono': '', 'biphone': 'left', 'triphone': 'both'}
-_SOURCE = 'start_from.json'
 _TYING = pathlib.Path('model') / 'tying.npz'
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What the run in `config.start_from` was when another one began with its network.
-
-    Attributes:
-      updates: that it had done.
-      params: checksum of its network.
-      only_ce: whether it had trained by cross-entropy alone.
-    """
-
-    updates: int
-    params: int
-    only_ce: bool
-
-    def write(self, folder: pathlib.Path) -> None:
-        """Notes it in the folder of the run that begins."""
-        write_json(folder / _SOURCE, dataclasses.asdict(self))
-
-    @classmethod
-    def read(cls, folder: pathlib.Path) -> Source | None:
-        """What was noted; None where nothing was."""
-        file = folder / _SOURCE
-        return cls(**read_json(file)) if file.is_file() else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,9 +75,9 @@ def is_tied(config: ml_collections.ConfigDict) -> bool:
       ValueError: fields of `config.graph` that contradict each other.
     """
     graph = config.graph
-    if graph.context not in _CONTEXTS:
+    if graph.context not in tying.CONTEXTS:
         raise ValueError(
-            f'config.graph.context is {graph.context!r}; choose one of {", ".join(_CONTEXTS)}.'
+            f'config.graph.context is {graph.context!r}; choose one of {", ".join(tying.CONTEXTS)}.'
         )
     if graph.context == 'mono':
         return False
@@ -192,30 +166,9 @@ def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib
 
 def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
     mono = monophone_config(config)
-    _check_phones(mono, folder / MONO)
-    data = assembly.training_data(mono)
-    net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
-    params, position = recognizer.trained(mono, folder / MONO, params)
-    labels = align.realign(
-        steps.make_align(net),
-        params,
-        Batcher(data, mono.seed),
-        newest_labels(mono, folder / MONO, position, data, net, params),
-        devices.replica_devices(mono.exchange.num_replicas),
-        parts(mono, data),
-    )
-    base_pdf = np.arange(data.topology.num_pdfs)
-    if is_tied(config):
-        tied = tie(config.graph, data, labels)
-        (folder / 'model').mkdir(exist_ok=True)
-        tied.write(folder / _TYING)
-        logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, len(base_pdf))
-        labels = [relabel(one, data.topology, tied) for one in labels]
-        data, base_pdf = assembly.training_data(config, tied), tied.base_pdf
-    net, fresh = assembly.network(config, data.features.dim, len(base_pdf))
-    if not config.bootstrap.mono_offsets:
-        fresh = widen(params, fresh, base_pdf)
-    return Start(data, net, fresh, labels)
+    origin.check_phones(mono, folder / MONO)
+    ended = _end(mono, mono, folder / MONO)
+    return _beyond(config, ended, folder, widen=not config.bootstrap.mono_offsets)
 
 
 def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
@@ -224,17 +177,116 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
     if not (source / 'config.json').is_file():
         raise WorkdirError(f'config.start_from: {source} holds no run.')
     before = config_lib.from_json(json.loads((source / 'config.json').read_text()))
-    _check_same(config, before)
-    _check_phones(config, source)
+    refines = is_tied(config) and not is_tied(before)
+    origin.check_same(config, before, refines)
+    origin.check_phones(config, source)
+    if refines:
+        return _refined(config, before, source, folder)
     if is_tied(config) and folder.resolve() != source.resolve():
         (folder / _TYING).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / _TYING, folder / _TYING)
     begun = resume(config, folder)
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
-    ce = only_ce(before, source, position)
-    made = Source(position.updates, recognizer.checksum(params), ce)
+    made = _noted(before, source, position, params)
     return dataclasses.replace(begun, params=params, labels=labels, source=made)
+
+
+def _refined(
+    config: ml_collections.ConfigDict,
+    before: ml_collections.ConfigDict,
+    source: pathlib.Path,
+    folder: pathlib.Path,
+) -> Start:
+    """Tied states from the monophones of `config.start_from`, lattice-free MMI's for instance."""
+    mono = config.copy_and_resolve_references()
+    mono.graph.context = 'mono'
+    with mono.unlocked():
+        mono.model = before.model
+    same = not origin.differing(config, before, 'model')
+    if not (same or config.bootstrap.rounds):
+        raise WorkdirError(
+            f'config.model is not that of {source}: the tied states would begin with an untrained '
+            'network. Set config.bootstrap.rounds to 1 or more, or config.model to the same.'
+        )
+    ended = _end(mono, before, source)
+    begun = _beyond(config, ended, folder, widen=same)
+    made = _noted(before, source, ended.position, ended.params)
+    return dataclasses.replace(begun, source=made)
+
+
+def _noted(
+    before: ml_collections.ConfigDict, source: pathlib.Path, position: Position, params: Any
+) -> Source:
+    ce = only_ce(before, source, position)
+    if not (source / 'result.json').is_file():
+        logger.warning('%s has not ended: it stands at %d updates.', source, position.updates)
+    return Source(position.updates, recognizer.checksum(params), ce)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _End:
+    """What a run with monophones came to.
+
+    Attributes:
+      data: the training set.
+      params, position: of its newest checkpoint.
+      labels: alignments by that network.
+    """
+
+    data: TrainingData
+    params: Any
+    position: Position
+    labels: list[np.ndarray]
+
+
+def _end(
+    mono: ml_collections.ConfigDict, before: ml_collections.ConfigDict, source: pathlib.Path
+) -> _End:
+    """Where a run with monophones, in the folder `source`, ended.
+
+    Args:
+      mono: of the data and of the network.
+      before: the run's own config.
+    """
+    data = assembly.training_data(mono)
+    net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
+    params, position = recognizer.trained(before, source, params)
+    labels = align.realign(
+        steps.make_align(net),
+        params,
+        Batcher(data, mono.seed),
+        newest_labels(before, source, position, data, net, params),
+        devices.replica_devices(mono.exchange.num_replicas),
+        parts(mono, data),
+    )
+    return _End(data, params, position, labels)
+
+
+def _beyond(
+    config: ml_collections.ConfigDict, ended: _End, folder: pathlib.Path, widen: bool
+) -> Start:
+    """The start from a run with monophones: their states tied, where there is to be a context.
+
+    Args:
+      config: of the run that begins, in `folder`.
+      ended: the run with monophones.
+      widen: begins with its network, else with a fresh one.
+    """
+    data, labels = ended.data, ended.labels
+    base_pdf = np.arange(data.topology.num_pdfs)
+    if is_tied(config):
+        tied = tying.tie(config.graph, data, labels)
+        if str(folder) != config.start_from:  # the simulator only looks
+            (folder / _TYING).parent.mkdir(exist_ok=True)
+            tied.write(folder / _TYING)
+        logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, len(base_pdf))
+        labels = [relabel(one, data.topology, tied) for one in labels]
+        data, base_pdf = assembly.training_data(config, tied), tied.base_pdf
+    net, fresh = assembly.network(config, data.features.dim, len(base_pdf))
+    if widen:
+        fresh = tying.widen(ended.params, fresh, base_pdf)
+    return Start(data, net, fresh, labels)
 
 
 def only_ce(config: ml_collections.ConfigDict, folder: pathlib.Path, position: Position) -> bool:
@@ -286,80 +338,3 @@ def newest_labels(
         jax.device_put(flat.join([one]), device) for stage, one in saved.items() if stage <= last
     )
     return [made[index] for index in range(len(data))]
-
-
-def _check_same(config: ml_collections.ConfigDict, before: ml_collections.ConfigDict) -> None:
-    """The network can be taken over only where its inputs, shape and outputs are the same."""
-    for part in ('features', 'model', 'graph'):
-        for name, value in config[part].items():
-            if part == 'graph' and name not in ('topology', 'context'):
-                continue
-            if (part, name) == ('model', 'dropout'):  # of training only
-                continue
-            other = before[part][name]
-            if json.dumps(value) != json.dumps(other):  # JSON has no tuples
-                raise WorkdirError(
-                    f'config.{part}.{name} is {value!r}, but {other!r} in '
-                    f'{config.start_from}: set it to the same, or start from another run.'
-                )
-
-
-def _check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> None:
-    """Outputs are states of phones by number: the names and their order must be the same."""
-    phones = assembly.load_lexicon(config.data).phones
-    before = recognizer.ModelFiles.read(source / 'model').phones
-    if phones != before:
-        first = next((p for p in (*phones, *before) if (p in phones) != (p in before)), None)
-        why = 'in another order' if first is None else f'{first} is in one of them only'
-        raise WorkdirError(
-            f'config.data.lexicon has other phones than the run in {source} ({why}): take '
-            'one with the same phones, or begin another run without it.'
-        )
-
-
-def tie(
-    graph: ml_collections.ConfigDict, data: TrainingData, labels: Sequence[np.ndarray]
-) -> TiedTopology:
-    """Ties states by what the alignments say; see `config.graph`."""
-    base: Topology = data.topology
-    if graph.tying == 'count':
-        spoken = ([part.phone for part in segments(one, base)] for one in labels)
-        return tie_by_counts(spoken, base, min_count=graph.min_count)
-    statistics = tree.ContextStatistics(base)
-    for features, pdfs in zip(data.features.features, labels, strict=True):
-        statistics.add(tree_features(features, data.subsampling), pdfs)
-    return tree.grow(
-        statistics,
-        context=_CONTEXTS[graph.context],
-        num_pdfs=graph.num_tied,
-        min_frames=graph.min_count,
-    )
-
-
-def tree_features(features: np.ndarray, subsampling: int) -> np.ndarray:
-    """f64[U, 26]: 13 cepstra of every output frame and their slope over ±2 input frames.
-
-    The tree's Gaussians are diagonal and log-mel bands are not: the cosine transform makes them
-    nearly so.
-    """
-    cepstra = scipy.fft.dct(np.asarray(features, np.float64), norm='ortho', axis=1)[:, :13]
-    frames = np.arange(len(cepstra))
-    ahead, behind = (np.clip(frames + step, 0, len(frames) - 1) for step in (2, -2))
-    return np.concatenate([cepstra, cepstra[ahead] - cepstra[behind]], axis=1)[::subsampling]
-
-
-def widen(params: Any, fresh: Any, base_pdf: np.ndarray) -> Any:
-    """Parameters of a monophone network for tied states: output k is a copy of `base_pdf[k]`.
-
-    Args:
-      params: of the monophone network.
-      fresh: of the network to be, for its shapes.
-      base_pdf: i32[tied pdfs], the monophone pdf that each one refines.
-
-    Logits are log-likelihoods, so every tied state begins with its monophone's; their priors are
-    counted from the tied alignments.
-    """
-    output = {name: np.asarray(value)[..., base_pdf] for name, value in params['output'].items()}
-    for name, value in output.items():
-        assert value.shape == fresh['output'][name].shape
-    return {**params, 'output': output}

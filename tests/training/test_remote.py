@@ -32,7 +32,6 @@ from seqtrain.training import (
     hosts,
     monitor,
     remote,
-    start,
     steps,
 )
 from seqtrain.training import config as config_lib
@@ -78,7 +77,7 @@ def begun(request, prepared):
     if request.param == 'flat start':
         return config, data, network, params, labels, None
     config.graph.update(context='biphone', num_tied=60, min_count=8)
-    tied = start.tie(config.graph, data, labels)
+    tied = tying.tie(config.graph, data, labels)
     labels = [relabel(one, data.topology, tied) for one in labels]
     data = assembly.training_data(config, tied)
     network, params = assembly.network(config, data.features.dim, tied.num_pdfs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -209,6 +210,45 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     assert np.isfinite(simulated.loss(simulated.start()))
 
 
+def test_tied_states_from_a_flat_start_by_lattice_free_mmi(
+    make_config, tmp_path, run_until_power_cut
+):
+    mono = make_config(**SHORT, sequence__updates=4)
+    trained = experiment.run(mono, tmp_path / 'mmi', quiet=True)
+    files = sorted((tmp_path / 'mmi').rglob('*'))
+    tied = {**TREE, **SHORT, 'start_from': str(tmp_path / 'mmi')}
+    config = make_config(**tied, bootstrap__updates=2, sequence__updates=2)
+    simulated = problem.AcousticProblem(config, 'sequence', loss_batches=1)
+    assert np.isfinite(simulated.loss(simulated.start()))
+    assert sorted((tmp_path / 'mmi').rglob('*')) == files
+    run_until_power_cut(config, tmp_path / 'tied', updates=1)
+    result = experiment.run(config, tmp_path / 'tied', quiet=True)
+    assert result['updates'] == 4
+    assert not (tmp_path / 'tied' / start.MONO).exists()
+    assert replay.run(tmp_path / 'tied')['identical']
+    # Its alignments are of the network after MMI, not those that MMI began with.
+    begun = start.begin(config, tmp_path / 'tied')
+    assert begun.source.updates == trained['updates']
+    assert not begun.source.only_ce
+    labels = start.begin(make_config(**SHORT, start_from=str(tmp_path / 'mmi')), tmp_path).labels
+    base = begun.data.topology.base_pdf
+    assert len(base) == 60
+    assert any((base[new] != old).any() for new, old in zip(begun.labels, labels, strict=True))
+
+
+def test_tied_states_with_another_network_need_cross_entropy(make_config, tmp_path):
+    experiment.run(make_config(**SHORT, sequence__updates=0), tmp_path / 'ce', quiet=True)
+    tied = {**TREE, **SHORT, 'start_from': str(tmp_path / 'ce'), 'model__num_hidden': 8}
+    with pytest.raises(WorkdirError, match=r'Set config\.bootstrap\.rounds to 1 or more'):
+        start.begin(make_config(**{**tied, 'bootstrap__rounds': 0}), tmp_path / 'next')
+    (tmp_path / 'next').mkdir()
+    begun = start.begin(make_config(**tied), tmp_path / 'next')
+    assert begun.params['output']['bias'].shape == (begun.data.topology.num_pdfs,)
+    other = make_config(**tied, model__subsampling=1)
+    with pytest.raises(WorkdirError, match=r'model\.subsampling is 1, but 3'):
+        start.begin(other, tmp_path / 'next')
+
+
 def _begins_as_ce(config, folder):
     """Whether a run that has a checkpoint, but no update yet, has a cross-entropy network."""
     folder.mkdir()
@@ -236,12 +276,16 @@ def test_what_a_run_on_top_of_a_sequence_trained_network_begins_with_is_no_ce_ne
     assert 'start, test' in (tmp_path / 'smbr' / 'report.html').read_text()
 
 
-def test_a_replay_says_when_the_run_before_has_gone_on(make_config, tmp_path, run_until_power_cut):
+def test_a_replay_says_when_the_run_before_has_gone_on(
+    make_config, tmp_path, run_until_power_cut, caplog
+):
     source = make_config(data__max_test=2)
     run_until_power_cut(source, tmp_path / 'ce', updates=6)
+    caplog.set_level('WARNING')
     config = make_config(start_from=str(tmp_path / 'ce'), data__max_test=2, sequence__updates=2)
     config.bootstrap.rounds = 0
     assert 'wer_ce' in experiment.run(config, tmp_path / 'next', quiet=True)
+    assert re.search(r'ce has not ended: it stands at \d+ updates', caplog.text)
     assert replay.run(tmp_path / 'next')['identical']
     experiment.run(source, tmp_path / 'ce', quiet=True)
     with pytest.raises(ReplayError, match=r'trained on since \(its newest checkpoint is of 14\)'):
