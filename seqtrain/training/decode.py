@@ -62,7 +62,7 @@ def run(
         graph = files.graph(folder, unit)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, position = recognizer.trained(config, workdir.path, params)
-        features = _features(config, files, records)
+        features = features_of(config, files, records)
         only_ce = start.only_ce(config, workdir.path, position)
         scales = acoustic_scales or [recognizer.acoustic_scale(config.decode, unit, only_ce)]
         search = pick(config.decode, 'beam', 'max_active')
@@ -113,7 +113,7 @@ def _check(scales: Sequence[float], references: dict[str, str]) -> None:
         )
 
 
-def _features(
+def features_of(
     config: ml_collections.ConfigDict,
     files: recognizer.ModelFiles,
     records: Sequence[Utterance],

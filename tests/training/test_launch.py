@@ -40,7 +40,7 @@ def launch(*command, check=True):
     return done
 
 
-def test_train_then_decode_then_align(arguments, tmp_path, make_config, kaldi_copy):
+def test_train_then_decode_align_and_time_lattices(arguments, tmp_path, make_config, kaldi_copy):
     result = json.loads(launch('launch/train.py', *arguments).stdout.splitlines()[-1])
     assert {'wer', 'words', 'errors', 'frames_per_s', 'mean_staleness'} <= set(result)
     utterances = assembly.load_split(make_config().data, 'test')
@@ -58,6 +58,10 @@ def test_train_then_decode_then_align(arguments, tmp_path, make_config, kaldi_co
     done = launch('launch/align.py', *flags)
     assert json.loads(done.stdout.splitlines()[-1])['utterances'] == len(utterances)
     assert len(list((tmp_path / 'ali' / 'textgrid').iterdir())) == len(utterances)
+    flags = [f'--workdir={tmp_path / "run"}', f'--data={data}', '--utterances=3', '--rounds=1']
+    timed = json.loads(launch('launch/benchmark_lattices.py', *flags).stdout.splitlines()[-1])
+    assert (timed['utterances'], timed['without_path']) == (3, 0)
+    assert min(timed['search'], timed['pair'], timed['kaldi'], timed['arcs_per_frame']) > 1
 
 
 @pytest.mark.parametrize(
