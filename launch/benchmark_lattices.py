@@ -30,7 +30,16 @@ from absl import app, flags
 
 from seqtrain.data import kaldi
 from seqtrain.lattices import LatticeGenerator, oracle_errors
-from seqtrain.training import assembly, decode, devices, errors, evaluate, lattice, recognizer
+from seqtrain.training import (
+    assembly,
+    decode,
+    devices,
+    errors,
+    evaluate,
+    lattice,
+    lattice_stage,
+    recognizer,
+)
 from seqtrain.training import config as config_lib
 from seqtrain.training.lattice import LatticeConfig
 from seqtrain.training.start import topology
@@ -81,7 +90,7 @@ def task() -> Task:
         states,
         lattice.word_model(units, _ORDER.value),
         None,
-        config.graph.silence_probability,
+        lattice_stage.silence_probability(config),
     )
     records = [r for r in kaldi.read_dir(_DATA.value) if r.text]
     texts = evaluate.references({r.id: r.text for r in records}, lexicon, phones=True)
@@ -116,9 +125,9 @@ def by_kaldi(generator: LatticeGenerator, scores: np.ndarray):
     return raw if found else None
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[..., object], *args) -> float:
     begun = time.process_time()
-    call()
+    call(*args)
     return time.process_time() - begun
 
 
@@ -135,9 +144,9 @@ def measure(of: Task, rounds: int) -> dict[str, float]:
     for _ in range(rounds + 1):  # the first compiles and looks up
         for row, (scores, text) in enumerate(zip(of.scores, of.texts, strict=True)):
             now = [
-                seconds(lambda s=scores: generator.decode(s)),
-                seconds(lambda s=scores, t=text: pair(s, t)),
-                seconds(lambda s=scores: by_kaldi(generator, s)),
+                seconds(generator.decode, scores),
+                seconds(pair, scores, text),
+                seconds(by_kaldi, generator, scores),
             ]
             spent[row] = np.minimum(spent[row], now)
     search, whole, other = of.audio_s / spent.sum(axis=0)

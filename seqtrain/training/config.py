@@ -346,6 +346,7 @@ def _lattice() -> ml_collections.ConfigDict:
     part.unit = 'word'  # or phone: phone sequences compete, whatever words they make
     part.word_lm_order = 1  # of the units' n-gram
     part.word_lm = ''  # ARPA file of these units; '' estimates it from the training transcripts
+    part.silence_probability = -1.0  # of a silence between words; -1: that of config.graph
     part.threads = 1
     part.batches_per_block = 4  # outer: frames are shuffled within so many batches
     part.correction = False  # outer, mmi: old derivatives are moved to the new outputs

@@ -54,6 +54,8 @@ class LatticeConfig:
         they make, with the first pronunciations of the transcript as reference.
       word_lm_order: of the denominators' n-gram of these units, weak on purpose.
       word_lm: an ARPA file to take instead; its units without pronunciation are left out.
+      silence_probability: of a silence between words in denominators; −1: that of `config.graph`,
+        which decoding has. More silence arcs are a cure for models that run away (Su et al. 2013).
       threads: utterances that a replica searches at once.
       batches_per_block: of 'outer': frames are shuffled within so many batches.
       correction: of 'outer' and mmi: old derivatives are moved to the new outputs, to first order.
@@ -69,6 +71,7 @@ class LatticeConfig:
     unit: str = 'word'
     word_lm_order: int = 1
     word_lm: str = ''
+    silence_probability: float = -1.0
     threads: int = 1
     batches_per_block: int = 4
     correction: bool = False
@@ -85,6 +88,11 @@ class LatticeConfig:
         for name in ('beam', 'lattice_beam', 'acoustic_scale'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; above 0.')
+        if not (self.silence_probability == -1 or 0 <= self.silence_probability < 1):
+            raise ValueError(
+                f'config.lattice.silence_probability is {self.silence_probability}; at least 0 and '
+                'below 1, or -1 for that of config.graph.'
+            )
         if self.correction and self.mode != 'outer':
             raise ValueError('config.lattice.correction belongs to config.lattice.mode=outer.')
 

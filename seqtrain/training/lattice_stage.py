@@ -115,13 +115,19 @@ def of_size(
     cache = devices.cache_root(config.data.cache_dir) / 'graphs'
     lexicon = data.lexicon if settings.unit == 'word' else data.lexicon.of_phones()
     graph = lattice.denominator_graph(
-        lexicon, data.topology, word_lm, cache, config.graph.silence_probability
+        lexicon, data.topology, word_lm, cache, silence_probability(config)
     )
     maker = LatticeMaker(settings.generator(graph), data, sizes, settings.threads, settings.unit)
     outer = None
     if settings.mode == 'outer':
         outer = _outer(config, settings, data, network, labels)
     return LatticeWork(settings, maker, steps.make_forward(network), outer)
+
+
+def silence_probability(config: ml_collections.ConfigDict) -> float:
+    """Of a silence between two units of the denominators' graph."""
+    own = config.lattice.silence_probability
+    return config.graph.silence_probability if own < 0 else own
 
 
 def word_model(config: ml_collections.ConfigDict, data: TrainingData) -> NGramLm:

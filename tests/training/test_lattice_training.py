@@ -4,13 +4,22 @@ import math
 import re
 import types
 
+import kaldifst
 import numpy as np
 import pytest
 
 from seqtrain.exchange import Event, ReplayError, eventlog
 from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
 from seqtrain.lattices import LatticeGenerator, LatticePair
-from seqtrain.training import experiment, lattice, lattice_replay, monitor, replay
+from seqtrain.training import (
+    assembly,
+    experiment,
+    lattice,
+    lattice_replay,
+    lattice_stage,
+    monitor,
+    replay,
+)
 from seqtrain.training.lattice import Made
 
 
@@ -80,6 +89,28 @@ def test_denominators_by_a_given_language_model(tmp_path):
     topology = Topology.make('chain', len(lexicon.phones))
     graph = lattice.denominator_graph(lexicon, topology, found, None)
     assert graph.words == ('<eps>', 'no', 'yes')  # perhaps has no pronunciation
+
+
+def test_silence_in_denominators_may_be_more_likely_than_in_decoding(lattice_config):
+    config = lattice_config(graph__silence_probability=0.2)
+    data = assembly.training_data(config)
+    network, _ = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    lm = lattice_stage.word_model(config, data)
+    weights = {}
+    for own in (-1.0, 0.0, 0.9):
+        config.lattice.silence_probability = own
+        work = lattice_stage.of_size(config, data, network, [], lm, None)
+        weights[own] = _silence_weights(work.maker.generator.graph)
+    assert not weights[0.0]
+    assert min(weights[-1.0]) > min(weights[0.9])
+    shared = lattice.denominator_graph(data.lexicon, data.topology, lm, None, 0.2)
+    assert weights[-1.0] == _silence_weights(shared)
+
+
+def _silence_weights(graph):
+    states = range(graph.fst.num_states)
+    arcs = [arc for state in states for arc in kaldifst.ArcIterator(graph.fst, state)]
+    return [arc.weight.value for arc in arcs if arc.ilabel == 1]  # silence is entered
 
 
 @pytest.mark.parametrize(
@@ -311,6 +342,8 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
         ({'lattice__beam': -1.0}, r'config\.lattice\.beam is -1\.0; above 0'),
         ({'lattice__lattice_beam': -1e4}, 'above 0'),
         ({'lattice__acoustic_scale': 0.0}, 'above 0'),
+        ({'lattice__silence_probability': 1.0}, 'silence_probability is 1.0; at least 0'),
+        ({'lattice__silence_probability': -0.5}, 'or -1 for that of config.graph'),
         ({'sequence__criterion': 'sMBR'}, 'choose mmi, smbr or mpe'),
         ({'sequence__criterion': 'smbr', 'sequence__boost': 0.1}, 'boost belongs to mmi'),
         ({'sequence__criterion': 'smbr', 'sequence__drop_frames': True}, 'drop_frames belongs'),
