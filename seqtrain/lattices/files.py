@@ -38,6 +38,7 @@ def read_archive(
     *,
     acoustic_scale: float = 1.0,
     pdf_of_label: Sequence[int] | None = None,
+    num_pdfs: int | None = None,
 ) -> dict[str, Lattice]:
     """Reads lattices, state-level or compact, by utterance id.
 
@@ -47,10 +48,10 @@ def read_archive(
       acoustic_scale: for the lattices.
       pdf_of_label: the pdf of every input label (`show-transitions` lists Kaldi's); entry 0 is not
         used. By default a label is a pdf+1. A compact arc's weight goes to its first frame.
+      num_pdfs: of the model, where it is known: lattices of another one are refused.
 
     Raises:
-      LatticeError: names file and line of what is malformed, or the utterance whose lattice is not
-        valid.
+      LatticeError: names file and line of what is malformed, or of the lattice that is not valid.
       FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
@@ -77,9 +78,9 @@ def read_archive(
                 raise LatticeError(f'{path}:{start}: utterance {utterance!r} has an empty lattice.')
             lattice = _parse(path, block, tuple(words), acoustic_scale, pdf_of_label)
             try:
-                result[utterance] = by_time(lattice).validate()
+                result[utterance] = by_time(lattice).validate(num_pdfs)
             except LatticeError as error:
-                raise LatticeError(f'{path}: utterance {utterance!r}: {error}') from None
+                raise LatticeError(f'{path}:{start}: utterance {utterance!r}: {error}') from None
             utterance, block = '', []
     return result
 

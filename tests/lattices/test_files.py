@@ -161,7 +161,7 @@ def test_arcs_of_infinite_cost_are_left_out(tmp_path, lattice_paths, text, arcs)
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1 1', r'lat\.txt:2: 6 fields'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1,2,3', r'lat\.txt:2: input labels in a weight'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
-        ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt: utterance 'utt-a': Arc \d has a word that is not"),
+        ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt:1: utterance 'utt-a': Arc \d has a word that"),
         ('2 1 0 2 0.25,0', '2 1 1 2 0.25,0', r'lat\.txt:2: paths of different lengths meet'),
         ('1 3 1 0 ,4', '1 2 0 0 ,4', r'lat\.txt'),
         ('utt-b\n0 1 1 1\n1\n', 'utt-a\n0 1 1 1\n1\n', r"lat\.txt:8: utterance 'utt-a' is there"),
@@ -182,3 +182,12 @@ def test_binary_archives_are_named(tmp_path):
     (tmp_path / 'lat.ark').write_bytes(b'utt-a \x00B\xd6\xfd\xb2\x7e\x06\x00')
     with pytest.raises(LatticeError, match=r'lat\.ark: not text'):
         read_archive(tmp_path / 'lat.ark', ['<eps>'])
+
+
+def test_lattices_of_another_model_are_refused(tmp_path):
+    (tmp_path / 'lat.txt').write_text(KALDI)
+    words = ['<eps>', 'x', 'y']
+    needed = 1 + max(one.pdf.max() for one in read_archive(tmp_path / 'lat.txt', words).values())
+    assert read_archive(tmp_path / 'lat.txt', words, num_pdfs=needed)
+    with pytest.raises(LatticeError, match=r"lat\.txt:1: utterance 'utt-a': .* of another model"):
+        read_archive(tmp_path / 'lat.txt', words, num_pdfs=needed - 1)
