@@ -1,10 +1,11 @@
 r"""Decodes a Kaldi data directory with a trained run.
 
     python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE] [--unit=phone] \
-        [--acoustic_scales=0.1,0.2,0.3]
+        [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa]
 
 Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. Of several acoustic
-scales it takes the one with the fewest errors, as Kaldi's scoring does. The last line is JSON.
+scales it takes the one with the fewest errors, as Kaldi's scoring does. Another language model of
+words comes as an ARPA file. The last line is JSON.
 """
 
 import json
@@ -25,6 +26,7 @@ _UNIT = flags.DEFINE_enum('unit', 'word', ['word', 'phone'], 'What is recognised
 _SCALES = flags.DEFINE_list(
     'acoustic_scales', [], "Numbers; default: the one of the run's config (config.decode)."
 )
+_WORD_LM = flags.DEFINE_string('word_lm', '', "ARPA file; default: the run's language model.")
 
 
 def main(argv):
@@ -43,6 +45,7 @@ def main(argv):
             _OUTPUT.value,
             unit=_UNIT.value,
             acoustic_scales=scales,
+            word_lm=_WORD_LM.value,
         )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -16,6 +16,7 @@ from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.data.utterance import Utterance
 from seqtrain.decoding import Decoder, score_wer, write_text
+from seqtrain.graphs import DecodingGraph, Lexicon
 from seqtrain.training import assembly, devices, evaluate, recognizer, start
 from seqtrain.training import config as config_lib
 from seqtrain.training.config import ConfigError, pick
@@ -31,6 +32,7 @@ def run(
     *,
     unit: str = 'word',
     acoustic_scales: Sequence[float] = (),
+    word_lm: str = '',
 ) -> dict[str, Any]:
     """Decodes a Kaldi data directory; see launch/decode.py.
 
@@ -42,15 +44,20 @@ def run(
       unit: 'word' or 'phone'.
       acoustic_scales: decodes at each of them and keeps the hypotheses of the first with the fewest
         errors, as Kaldi's scoring does over language model weights; (): at the config's.
+      word_lm: an ARPA file to take instead of the run's language model; its words without
+        pronunciation in the run's lexicon are left out.
 
     Returns:
       Counts, seconds, real-time factor, and the error rate where there are references; `scales`
       holds the counts at each scale where several were given.
 
     Raises:
-      ConfigError: a scale that is not positive, several without references to choose by, or phones
-        of a run that made no graph for them.
+      ConfigError: a scale that is not positive, several without references to choose by, phones of
+        a run that made no graph for them, or a word model for phones.
+      ArpaError: `word_lm` is malformed; names file and line.
     """
+    if word_lm and unit != 'word':
+        raise ConfigError(f'word_lm={word_lm} is a model of words: decode with unit=word.')
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
@@ -60,6 +67,8 @@ def run(
         references = _references(files, folder, records, unit)
         _check(acoustic_scales, references)
         graph = files.graph(folder, unit)
+        if word_lm:
+            graph = _graph(config, workdir.path, files.lexicon(folder / 'lexicon.txt'), word_lm)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, position = recognizer.trained(config, workdir.path, params)
         features = features_of(config, files, records)
@@ -83,6 +92,21 @@ def run(
         'real_time_factor': best['decoding_s'] / max(audio_s, 1e-9),
     }
     return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
+
+
+def _graph(
+    config: ml_collections.ConfigDict, path: pathlib.Path, lexicon: Lexicon, word_lm: str
+) -> DecodingGraph:
+    """The decoding graph of words by another language model than the run's."""
+    return recognizer.word_graph(
+        (),
+        lexicon,
+        start.topology(config, len(lexicon.phones), path),
+        0,
+        word_lm,
+        silence_probability=config.graph.silence_probability,
+        cache_dir=devices.cache_root(config.data.cache_dir) / 'graphs',
+    )
 
 
 def _references(

@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from seqtrain.graphs import NGramLm, arpa
 from seqtrain.training import assembly, decode, experiment
 from seqtrain.training.errors import FOR_USERS
 from seqtrain.training.workdir import read_json
@@ -52,6 +53,21 @@ def test_the_best_of_several_scales_is_kept(trained, kaldi_copy, tmp_path):
     assert [result[name] for name in names] == [best[name] for name in names]
     kept = pathlib.Path(result['output']).read_text()
     assert kept == pathlib.Path(best['output']).read_text()
+
+
+def test_another_language_model(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    arpa.write(NGramLm.estimate([['one']], 1, vocabulary=['one', 'perhaps']), tmp_path / 'lm.arpa')
+    file = str(tmp_path / 'lm.arpa')
+    result = decode.run(run, str(data), word_lm=file)
+    lines = pathlib.Path(result['output']).read_text().splitlines()
+    assert {word for line in lines for word in line.split()[1:]} == {'one'}
+    with pytest.raises(FOR_USERS, match='is a model of words'):
+        decode.run(run, str(data), unit='phone', word_lm=file)
+    (tmp_path / 'lm.arpa').write_text('nothing')
+    with pytest.raises(FOR_USERS, match=r'lm\.arpa'):
+        decode.run(run, str(data), word_lm=file)
 
 
 def test_without_transcripts_at_one_scale(trained, kaldi_copy, tmp_path):
