@@ -32,6 +32,7 @@ def get_config():
     config.features.cmvn = 'speaker'
     config.graph.context = 'triphone'
     config.graph.num_tied = 400
+    config.graph.word_lm_smoothing = 'kneser-ney'
     config.model.num_hidden = 256
     config.model.dropout = 0.15
     config.exchange.num_replicas = 2

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import fractions
 import itertools
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ CMVN = ('utterance', 'speaker', 'none')
 # Keeps a constant feature (digital silence through a mel band) finite after normalisation.
 STD_FLOOR = 1e-3
 _LEAST_SAMPLES = 2  # of a frame and its shift
+_COPY = re.compile(r'^sp[\d.]+-vt[\d.]+-')  # see `compute`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,15 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def transcripts(self) -> tuple[str, ...]:
+        """The text of every recording, once, whatever perturbed copies there are of it.
+
+        What language models are estimated from: smoothing goes by how often things were said.
+        """
+        recordings = (_COPY.sub('', name) for name in self.ids)
+        return tuple(dict(zip(recordings, self.texts, strict=True)).values())
 
     @property
     def num_frames(self) -> np.ndarray:

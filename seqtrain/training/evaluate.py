@@ -173,7 +173,7 @@ def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[st
 def _recognizers(
     config: ml_collections.ConfigDict, data: TrainingData, workdir: Workdir
 ) -> dict[str, recognizer.Recognizer]:
-    made_of = (data.features.texts, data.lexicon, data.topology)
+    made_of = (data.features.transcripts, data.lexicon, data.topology)
     options = {
         'silence_probability': config.graph.silence_probability,
         'cache_dir': devices.cache_root(config.data.cache_dir) / 'graphs',

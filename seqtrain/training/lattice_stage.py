@@ -133,7 +133,8 @@ def silence_probability(config: ml_collections.ConfigDict) -> float:
 def word_model(config: ml_collections.ConfigDict, data: TrainingData) -> NGramLm:
     """The denominators' LM of words, or of phones, of the whole training set."""
     settings = config.lattice
-    texts = [lattice.spelt(text, data.lexicon, settings.unit) for text in data.features.texts]
+    said = data.features.transcripts
+    texts = [lattice.spelt(text, data.lexicon, settings.unit) for text in said]
     return lattice.word_model(texts, settings.word_lm_order, settings.word_lm)
 
 

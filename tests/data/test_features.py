@@ -80,6 +80,18 @@ def test_copies_keep_speakers_and_say_what_they_are(make_utterance):
     assert not np.allclose(copies.features[0], copies.features[4])
 
 
+def test_a_transcript_counts_once_per_recording(make_utterance):
+    records = [
+        dataclasses.replace(make_utterance(name), text=text)
+        for name, text in {'a': 'yes no', 'b': 'no', 'sp-c': 'yes no'}.items()
+    ]
+    copies = features.compute_copies(records, PLAIN, [(0.9, 1.0), (1.1, 1.0), (1.1, 0.85)])
+    assert len(copies.texts) == 9
+    assert copies.transcripts == ('yes no', 'no', 'yes no')
+    # A copy that alone could be used is enough.
+    assert copies.select([2, 3, 4]).transcripts == ('yes no', 'yes no', 'no')
+
+
 def test_normalisation_per_utterance_and_per_speaker(make_utterance):
     records = [make_utterance(n, speaker=s, seed=i) for i, (n, s) in enumerate(['ax', 'bx', 'cy'])]
     by_utterance = features.compute(records, FeatureConfig(cmvn='utterance'))

@@ -91,6 +91,14 @@ def test_denominators_by_a_given_language_model(tmp_path):
     assert graph.words == ('<eps>', 'no', 'yes')  # perhaps has no pronunciation
 
 
+def test_perturbed_copies_do_not_count_for_the_language_model(lattice_config):
+    once, thrice = (
+        lattice_stage.word_model(config, assembly.training_data(config))
+        for config in (lattice_config(), lattice_config(data__speeds=(0.9, 1.0, 1.1)))
+    )
+    assert thrice == once
+
+
 def test_silence_in_denominators_may_be_more_likely_than_in_decoding(lattice_config):
     config = lattice_config(graph__silence_probability=0.2)
     data = assembly.training_data(config)
