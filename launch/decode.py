@@ -1,11 +1,12 @@
 r"""Decodes a Kaldi data directory with a trained run.
 
     python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE] [--unit=phone] \
-        [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa]
+        [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa] [--average=10]
 
 Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. Of several acoustic
 scales it takes the one with the fewest errors, as Kaldi's scoring does. Another language model of
-words comes as an ARPA file. The last line is JSON.
+words comes as an ARPA file. --average=10 takes the mean of the networks in the last ten checkpoints
+of a run that has kept as many (--config.checkpoint.keep). The last line is JSON.
 """
 
 import json
@@ -26,6 +27,7 @@ _UNIT = flags.DEFINE_enum('unit', 'word', ['word', 'phone'], 'What is recognised
 _SCALES = flags.DEFINE_list(
     'acoustic_scales', [], "Numbers; default: the one of the run's config (config.decode)."
 )
+_AVERAGE = flags.DEFINE_integer('average', 1, 'Checkpoints to average.', lower_bound=1)
 _WORD_LM = flags.DEFINE_string('word_lm', '', "ARPA file; default: the run's language model.")
 
 
@@ -46,6 +48,7 @@ def main(argv):
             unit=_UNIT.value,
             acoustic_scales=scales,
             word_lm=_WORD_LM.value,
+            average=_AVERAGE.value,
         )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -42,6 +42,11 @@ class Position:
     log_prior: np.ndarray
     data: int = 0
 
+    @property
+    def trained(self) -> int:
+        """Index of the stage that was trained last: at the start of one it is the one before."""
+        return self.stage - (self.completed == 0)
+
 
 class Checkpoints:
     """Saves and restores a `Position`; keeps the last few."""
@@ -84,8 +89,26 @@ class Checkpoints:
           CheckpointError: it is damaged.
         """
         step = self._manager.latest_step()
-        if step is None:
-            return None
+        return None if step is None else self._read(step)
+
+    def newest(self, count: int) -> list[Position]:
+        """Up to so many, the newest first, of the stage that was trained last.
+
+        Raises:
+          CheckpointError: one of them is damaged.
+        """
+        found: list[Position] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if len(found) == count:
+                break
+            position = self._read(step)
+            if found and position.trained != found[0].trained:
+                break
+            if not found or position.updates != found[-1].updates:
+                found.append(position)
+        return found
+
+    def _read(self, step: int) -> Position:
         try:
             read = self._manager.restore(
                 step,

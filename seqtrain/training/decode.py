@@ -33,6 +33,7 @@ def run(
     unit: str = 'word',
     acoustic_scales: Sequence[float] = (),
     word_lm: str = '',
+    average: int = 1,
 ) -> dict[str, Any]:
     """Decodes a Kaldi data directory; see launch/decode.py.
 
@@ -46,6 +47,7 @@ def run(
         errors, as Kaldi's scoring does over language model weights; (): at the config's.
       word_lm: an ARPA file to take instead of the run's language model; its words without
         pronunciation in the run's lexicon are left out.
+      average: decodes with the mean of the networks in so many of the newest checkpoints.
 
     Returns:
       Counts, seconds, real-time factor, and the error rate where there are references; `scales`
@@ -70,7 +72,7 @@ def run(
         if word_lm:
             graph = _graph(config, workdir.path, files.lexicon(folder / 'lexicon.txt'), word_lm)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
-        params, position = recognizer.trained(config, workdir.path, params)
+        params, position = recognizer.trained(config, workdir.path, params, average)
         features = features_of(config, files, records)
         only_ce = start.only_ce(config, workdir.path, position)
         scales = acoustic_scales or [recognizer.acoustic_scale(config.decode, unit, only_ce)]

@@ -71,7 +71,7 @@ class ModelFiles:
 
 
 def trained(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, params: Any
+    config: ml_collections.ConfigDict, folder: pathlib.Path, params: Any, average: int = 1
 ) -> tuple[Any, Position]:
     """The parameters of a run's newest checkpoint, and the checkpoint.
 
@@ -79,18 +79,28 @@ def trained(
       config: the run's.
       folder: the run's.
       params: any parameters of its network, for their shapes.
+      average: takes the mean of the parameters in so many checkpoints of the last stage.
 
     Raises:
-      WorkdirError: there is no checkpoint yet.
+      WorkdirError: there is no checkpoint yet, or fewer than are to be averaged.
     """
     checkpoints = Checkpoints(folder / 'checkpoints', config.checkpoint.keep)
     try:
-        position = checkpoints.latest()
+        found = checkpoints.newest(average)
     finally:
         checkpoints.close()
-    if position is None:
+    if not found:
         raise WorkdirError(f'{folder} has no checkpoint yet: let launch/train.py run.')
-    return params_of(position, params), position
+    if len(found) < average:
+        raise WorkdirError(
+            f'{folder} keeps {len(found)} checkpoints of its last stage, fewer than the {average} '
+            'to be averaged: train with a larger --config.checkpoint.keep or a smaller '
+            '--config.checkpoint.every_updates.'
+        )
+    several = [params_of(position, params) for position in found]
+    if average == 1:
+        return several[0], found[0]
+    return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *several), found[0]
 
 
 def params_of(position: Position, params: Any) -> Any:

@@ -328,13 +328,14 @@ def newest_labels(
     labels = data.by_utterance(position.labels)
     if not config.exchange.ray_replicas:
         return labels
-    last = position.stage - (position.completed == 0)  # the stage that was trained last
     saved, flat = holdings.saved_aligners(folder / ALIGNERS), Partition.make(params, 1)
     device = jax.local_devices()[0]
     made = holdings.Labels(
         data, labels, config.seed, steps.make_align(network), device, parts(config, data)
     )
     made.aligners = tuple(
-        jax.device_put(flat.join([one]), device) for stage, one in saved.items() if stage <= last
+        jax.device_put(flat.join([one]), device)
+        for stage, one in saved.items()
+        if stage <= position.trained
     )
     return [made[index] for index in range(len(data))]

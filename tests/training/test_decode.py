@@ -2,10 +2,13 @@
 
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
 from seqtrain.graphs import NGramLm, arpa
-from seqtrain.training import assembly, decode, experiment
+from seqtrain.training import assembly, decode, experiment, recognizer
+from seqtrain.training.checkpoint import Checkpoints
 from seqtrain.training.errors import FOR_USERS
 from seqtrain.training.workdir import read_json
 
@@ -68,6 +71,29 @@ def test_another_language_model(trained, kaldi_copy, tmp_path):
     (tmp_path / 'lm.arpa').write_text('nothing')
     with pytest.raises(FOR_USERS, match=r'lm\.arpa'):
         decode.run(run, str(data), word_lm=file)
+
+
+def test_the_mean_of_several_checkpoints(make_config, kaldi_copy, tmp_path):
+    config = make_config(checkpoint__keep=20, checkpoint__every_updates=1, data__max_test=2)
+    experiment.run(config, tmp_path / 'run', quiet=True)
+    files = recognizer.ModelFiles.read(tmp_path / 'run' / 'model')
+    _, params = assembly.network(config, files.num_inputs, files.num_outputs)
+    checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
+    found = checkpoints.newest(20)
+    checkpoints.close()
+    updates = [one.updates for one in found]
+    assert updates[0] == 14
+    assert updates == sorted({n for n in updates if n > 8}, reverse=True)  # of the last stage
+    several = [recognizer.params_of(one, params) for one in found]
+    mean, newest = recognizer.trained(config, tmp_path / 'run', params, len(found))
+    assert newest.updates == 14
+    for one, *leaves in zip(*map(jax.tree.leaves, (mean, *several)), strict=True):
+        np.testing.assert_allclose(one, sum(leaves) / len(found), rtol=1e-5, atol=1e-7)
+        assert one.dtype == np.float32
+    data = kaldi_copy(assembly.load_split(config.data, 'test'), tmp_path / 'data')
+    assert decode.run(tmp_path / 'run', str(data), average=len(found))['utterances'] == 2
+    with pytest.raises(FOR_USERS, match=f'keeps {len(found)} checkpoints of its last stage'):
+        decode.run(tmp_path / 'run', str(data), average=len(found) + 1)
 
 
 def test_without_transcripts_at_one_scale(trained, kaldi_copy, tmp_path):
