@@ -172,7 +172,10 @@ def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -
 
 
 def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
-    """Network, tying and alignments of the newest checkpoint in `config.start_from`."""
+    """Network, tying and alignments of the newest checkpoint in `config.start_from`.
+
+    Cross-entropy after a sequence criterion begins with alignments by that network.
+    """
     source = pathlib.Path(config.start_from)
     if not (source / 'config.json').is_file():
         raise WorkdirError(f'config.start_from: {source} holds no run.')
@@ -189,6 +192,8 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
     made = _noted(before, source, position, params)
+    if config.bootstrap.rounds and not made.only_ce:
+        labels = _realigned(config, begun.data, begun.network, params, labels)
     return dataclasses.replace(begun, params=params, labels=labels, source=made)
 
 
@@ -252,15 +257,26 @@ def _end(
     data = assembly.training_data(mono)
     net, params = assembly.network(mono, data.features.dim, data.topology.num_pdfs)
     params, position = recognizer.trained(before, source, params)
-    labels = align.realign(
-        steps.make_align(net),
+    labels = newest_labels(before, source, position, data, net, params)
+    return _End(data, params, position, _realigned(mono, data, net, params, labels))
+
+
+def _realigned(
+    config: ml_collections.ConfigDict,
+    data: TrainingData,
+    network: steps.Network,
+    params: Any,
+    labels: list[np.ndarray],
+) -> list[np.ndarray]:
+    """Alignments by a network; those that were there where no path fits."""
+    return align.realign(
+        steps.make_align(network),
         params,
-        Batcher(data, mono.seed),
-        newest_labels(before, source, position, data, net, params),
-        devices.replica_devices(mono.exchange.num_replicas),
-        parts(mono, data),
+        Batcher(data, config.seed),
+        labels,
+        devices.replica_devices(config.exchange.num_replicas),
+        parts(config, data),
     )
-    return _End(data, params, position, labels)
 
 
 def _beyond(
