@@ -64,11 +64,55 @@ class WerResult:
             low, high = np.quantile(rates, ends, method='inverted_cdf')
         return float(low), float(high)
 
+    def change(
+        self, before: WerResult, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> Change:
+        """Against another system on the same utterances: is the difference more than chance?
+
+        Paired bootstrap (Bisani and Ney 2004): both have the same utterances in every draw, so that
+        what is hard for both does not blur their difference.
+
+        Raises:
+          ValueError: other utterances or references than `before`, or no reference words.
+        """
+        names = sorted(self.utterances)
+        now, then = (
+            np.array([one.utterances.get(name, (0, -1)) for name in names], np.float64)
+            for one in (self, before)
+        )
+        if len(before.utterances) != len(names) or (now[:, 1] != then[:, 1]).any():
+            raise ValueError('Both must be scored against the same references.')
+        if not self.words:
+            raise ValueError('Without reference words there are no rates to compare.')
+        draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+        words = np.maximum(now[draws, 1].sum(axis=1), 1.0)
+        moved = (now[draws, 0] - then[draws, 0]).sum(axis=1) / words
+        low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2])
+        better = np.mean(moved < 0) + np.mean(moved == 0) / 2
+        return Change(self.wer - before.wer, float(low), float(high), float(better))
+
     def __str__(self) -> str:
         return (
             f'{100 * self.wer:.2f} % [{self.errors} / {self.words}, {self.insertions} ins, '
             f'{self.deletions} del, {self.substitutions} sub]'
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What one system's error rate is beyond another's; fractions.
+
+    Attributes:
+      wer: the difference, negative where there are fewer errors.
+      low, high: its bootstrap interval.
+      improves: the share of draws with fewer errors, Bisani and Ney's probability of improvement;
+        ties count half.
+    """
+
+    wer: float
+    low: float
+    high: float
+    improves: float
 
 
 def score_wer(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> WerResult:

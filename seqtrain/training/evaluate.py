@@ -12,7 +12,7 @@ import ml_collections
 from seqtrain.data import features as feature_lib
 from seqtrain.data.features import FeatureSet
 from seqtrain.data.utterance import DataError, Skipped
-from seqtrain.decoding import Decoder, score_wer, write_text
+from seqtrain.decoding import Change, Decoder, read_text, score_wer, write_text
 from seqtrain.graphs import Lexicon
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training.config import pick
@@ -116,6 +116,23 @@ class Evaluator:
             write_json(folder / 'score.json', dataclasses.asdict(score))
             self.scores.append(score)
             logger.info('%s %s error rate: %s', model, unit, _line(score))
+
+    def change(self, model: str, before: str, unit: str) -> Change | None:
+        """A model's error rate against another's on the test set; None where one was not scored.
+
+        By the hypotheses in the run's folder.
+        """
+        references = self._references.get(unit)
+        files = [
+            self._workdir.path / 'decode' / f'{name}-{unit}' / 'text' for name in (model, before)
+        ]
+        if references is None or not all(file.is_file() for file in files):
+            return None
+        after, first = (
+            score_wer(references, {k: v for k, v in read_text(file).items() if k in references})
+            for file in files
+        )
+        return after.change(first)
 
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
         started = time.perf_counter()

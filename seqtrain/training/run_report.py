@@ -69,6 +69,21 @@ def summary(run: Experiment) -> dict[str, Any]:
     for (model, unit), score in scores.items():
         if unit == 'phone':
             result['per' if model == criterion else f'per_{model}'] = score.wer
+            if model == criterion:
+                result['per_interval'] = [score.low, score.high]
+    return result | _changes(run)
+
+
+def _changes(run: Experiment) -> dict[str, Any]:
+    """What the sequence stage changed: 95 % interval, and how likely it is a gain."""
+    result: dict[str, Any] = {}
+    if run.final_model == run.first_model:
+        return result
+    for unit, rate in (('word', 'wer'), ('phone', 'per')):
+        change = run.evaluator.change(run.final_model, run.first_model, unit)
+        if change is not None:
+            result[f'{rate}_change'] = [change.low, change.high]
+            result[f'{rate}_improves'] = change.improves
     return result
 
 
@@ -116,6 +131,7 @@ def write(
             f'{exchange.num_shards} shards, rule {exchange.rule}',
             f'{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, '
             f'jax {jax.__version__}',
+            *_told(run, result),
             *map(str, run.monitor.failures),
         ],
         summary={
@@ -126,6 +142,21 @@ def write(
         },
     )
     report.write(run.workdir.path, record)
+
+
+def _told(run: Experiment, result: dict[str, Any]) -> list[str]:
+    """The changes as sentences."""
+    first, final = _model(run, run.first_model), _model(run, run.final_model)
+    sentences = []
+    for unit, rate in (('word', 'wer'), ('phone', 'per')):
+        if f'{rate}_change' in result:
+            low, high = (100 * end for end in result[f'{rate}_change'])
+            chance = result[f'{rate}_improves']
+            sentences.append(
+                f'{unit} errors, {final} against {first} on the same utterances: {low:+.2f} to '
+                f'{high:+.2f} points (95 %); fewer with probability {chance:.3f}'
+            )
+    return sentences
 
 
 def _model(run: Experiment, name: str) -> str:

@@ -1,5 +1,6 @@
 """Error rates, bootstrap intervals and Kaldi text files."""
 
+import numpy as np
 import pytest
 
 from seqtrain.decoding import read_text, score_wer, write_text
@@ -50,6 +51,42 @@ def test_interval_without_errors_is_what_so_many_words_allow():
     assert low == 0
     assert (1 - high) ** 100 == pytest.approx(0.025)
     assert result.interval(level=0.9)[1] < high
+
+
+def test_a_change_is_judged_on_the_same_utterances():
+    rng = np.random.default_rng(0)
+    references = {f'u{i}': ' '.join('abcdefgh'[: 2 + i % 7]) for i in range(60)}
+    hard = rng.random(60) < 0.5  # for both: a large variance that is none of the difference
+    before = {u: 'z' if hard[i] else 'z' + r[1:] for i, (u, r) in enumerate(references.items())}
+    after = {u: text.replace('z', 'a') for u, text in before.items()}
+    first, then = score_wer(references, before), score_wer(references, after)
+    change = then.change(first)
+    assert change == then.change(first)
+    assert change.wer == pytest.approx(then.wer - first.wer) == pytest.approx(-60 / first.words)
+    assert change.low < change.wer < change.high < 0
+    assert change.improves == 1.0
+    low, high = first.interval()
+    assert change.high - change.low < (high - low) / 3
+    # By hand: draw i of utterances, the same for both.
+    draws = np.random.default_rng(0).integers(60, size=(2000, 60))
+    words = np.array([len(references[u].split()) for u in sorted(references)])
+    expected = np.quantile(-60 / words[draws].sum(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose([change.low, change.high], expected, rtol=1e-12)
+    back = first.change(then)
+    assert (back.improves, back.wer) == (0.0, -change.wer)
+    same = first.change(first)
+    assert (same.wer, same.low, same.high, same.improves) == (0.0, 0.0, 0.0, 0.5)
+
+
+def test_a_change_needs_the_same_references():
+    one, other = (score_wer({'u': text}, {}) for text in ('a b', 'a'))
+    with pytest.raises(ValueError, match='the same references'):
+        one.change(other)
+    with pytest.raises(ValueError, match='the same references'):
+        one.change(score_wer({'u': 'a b', 'v': 'a'}, {}))
+    nothing = score_wer({'u': ''}, {})
+    with pytest.raises(ValueError, match='no rates to compare'):
+        nothing.change(nothing)
 
 
 def test_interval_without_reference_words():

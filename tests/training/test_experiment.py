@@ -58,6 +58,10 @@ def test_a_run_from_recordings_to_the_report(mode, make_config, tmp_path):
     assert f'{100 * result["wer"]:.2f}' in page
     low, high = result['wer_interval']
     assert f'{100 * low:.2f} – {100 * high:.2f} %' in page
+    low, high = result['wer_change']
+    assert low <= result['wer'] - result['wer_ce'] <= high
+    assert 0 <= result['wer_improves'] <= 1
+    assert f'{100 * low:+.2f} to {100 * high:+.2f} points' in page
     assert not re.search(r'(src|href)="https?:', page)  # self-contained
     assert list((tmp_path / 'tensorboard').iterdir())
 
