@@ -33,6 +33,7 @@ from seqtrain.training import (
     monitor,
     remote,
     steps,
+    tying,
 )
 from seqtrain.training import config as config_lib
 from seqtrain.training.batching import Batcher
