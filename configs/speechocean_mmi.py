@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/speechocean_mmi.py --workdir=workdir/speechocean_mmi
 
 The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data where it is not set).
-From the CE network of another run: --config.start_from=DIR --config.bootstrap.rounds=0. sMBR smoothed
-by MMI: --config.sequence.criterion=smbr --config.sequence.mmi_weight=1.0
+From the CE network of another run: --config.start_from=DIR --config.bootstrap.rounds=0
+sMBR smoothed by MMI: --config.sequence.criterion=smbr --config.sequence.mmi_weight=1.0
 
 Measured over three seeds (RESULTS.md): 57.9 ± 0.6 % phone and 69.7 ± 0.7 % word errors after
 cross-entropy, 54.0 ± 0.2 and 66.1 ± 0.6 % after boosted MMI.

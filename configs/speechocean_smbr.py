@@ -6,11 +6,11 @@ The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data wher
 Other criteria and modes: --config.sequence.criterion=mmi --config.lattice.mode=epoch; from the end
 of another run, without a bootstrap: --config.start_from=DIR --config.bootstrap.rounds=0
 
-Measured (RESULTS.md), words by a weaker language model than the config has now: seed 0, 57.9 % phone and 74.4 % word errors after cross-entropy, 56.8 and
-73.6 % after lattice sMBR. Three seeds, 400 updates of the criterion: 57.8 ± 0.7 % phone errors
-after cross-entropy, 56.5 ± 0.5 % after sMBR, 56.7 to 56.9 % after MMI, boosted MMI
-(sequence.boost=0.1, sequence.max_silence_error=1) and MPE. Fewer errors:
-configs/speechocean_mmi.py.
+Measured (RESULTS.md), words by a weaker language model than the config has now: seed 0, 57.9 %
+phone and 74.4 % word errors after cross-entropy, 56.8 and 73.6 % after lattice sMBR. Three seeds,
+400 updates of the criterion: 57.8 ± 0.7 % phone errors after cross-entropy, 56.5 ± 0.5 % after
+sMBR, 56.7 to 56.9 % after MMI, boosted MMI (sequence.boost=0.1, sequence.max_silence_error=1) and
+MPE. Fewer errors: configs/speechocean_mmi.py.
 """
 
 from seqtrain.training import config as config_lib

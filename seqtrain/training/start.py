@@ -293,7 +293,8 @@ def _beyond(
     base_pdf = np.arange(data.topology.num_pdfs)
     if is_tied(config):
         tied = tying.tie(config.graph, data, labels)
-        if str(folder) != config.start_from:  # the simulator only looks
+        # The simulator only looks; a replay must not change what the run ended with.
+        if str(folder) != config.start_from and not (folder / 'result.json').is_file():
             (folder / _TYING).parent.mkdir(exist_ok=True)
             tied.write(folder / _TYING)
         logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, len(base_pdf))
