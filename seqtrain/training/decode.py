@@ -84,16 +84,22 @@ def run(
         file = pathlib.Path(output or workdir.sub('decode') / name / 'text')
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, texts)
-    shift_s = assembly.feature_config(config).frame_shift_ms / 1000
-    audio_s = float(sum(features.num_frames)) * shift_s
-    result = {
-        **best,
-        'utterances': len(texts),
-        'skipped': len(features.skipped),
-        'output': str(file),
-        'real_time_factor': best['decoding_s'] / max(audio_s, 1e-9),
-    }
+    result = {**best, **_account(config, features, best['decoding_s']), 'output': str(file)}
     return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
+
+
+def _account(
+    config: ml_collections.ConfigDict, features: feature_lib.FeatureSet, decoding_s: float
+) -> dict[str, Any]:
+    """How many utterances were decoded and how fast."""
+    audio_s = (
+        float(sum(features.num_frames)) * assembly.feature_config(config).frame_shift_ms / 1000
+    )
+    return {
+        'utterances': len(features),
+        'skipped': len(features.skipped),
+        'real_time_factor': decoding_s / max(audio_s, 1e-9),
+    }
 
 
 def _graph(

@@ -51,7 +51,7 @@ class AcousticProblem:
                 'codec=none and scale_by_frames=False.'
             )
         devices.set_up(1, config.data.cache_dir)
-        begun = start.begin(config, pathlib.Path(config.start_from or '.'))
+        begun = start.begin(config, pathlib.Path(config.start_from or '.'), keep=False)
         self._data, self._labels = begun.data, begun.labels
         self._flat = Partition.make(begun.params, 1)
         (self._start,) = self._flat.split(begun.params)

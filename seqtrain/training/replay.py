@@ -102,7 +102,7 @@ class Recorded:
         self._config = config
         self.events = exchange.eventlog.causal(exchange.eventlog.read(folder / monitor.EVENTS)[1])
         self._pushes = monitor.read_pushes(folder)
-        begun = start.begin(config, folder)
+        begun = start.begin(config, folder, keep=False)
         _check_source(config, begun.source, origin.Source.read(folder))
         self._data, self._network, self.params = begun.data, begun.network, begun.params
         self._batcher = assembly.batcher(config, self._data)

@@ -131,18 +131,19 @@ def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.Config
     return mono
 
 
-def begin(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+def begin(config: ml_collections.ConfigDict, folder: pathlib.Path, keep: bool = True) -> Start:
     """The start of a new run.
 
     Args:
       config: the run's.
       folder: the run's; it holds the finished monophone run if there has to be one, and gets
         `model/tying.npz` with tied states.
+      keep: False leaves the folder as it is: a simulation or a replay only looks.
     """
     if config.start_from:
-        return _continued(config, folder)
+        return _continued(config, folder, keep)
     if needs_monophones(config):
-        return _after_monophones(config, folder)
+        return _after_monophones(config, folder, keep)
     data = assembly.training_data(config)
     network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
     return Start(data, network, params, align.flat_start(data))
@@ -164,14 +165,15 @@ def topology(config: ml_collections.ConfigDict, num_phones: int, folder: pathlib
     return TiedTopology.read(folder / _TYING, base)
 
 
-def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+def _after_monophones(config: ml_collections.ConfigDict, folder: pathlib.Path, keep: bool) -> Start:
     mono = monophone_config(config)
     origin.check_phones(mono, folder / MONO)
     ended = _end(mono, mono, folder / MONO)
-    return _beyond(config, ended, folder, widen=not config.bootstrap.mono_offsets)
+    target = folder if keep else None
+    return _beyond(config, ended, target, widen=not config.bootstrap.mono_offsets)
 
 
-def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:
+def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path, keep: bool) -> Start:
     """Network, tying and alignments of the newest checkpoint in `config.start_from`.
 
     Cross-entropy after a sequence criterion begins with alignments by that network.
@@ -184,11 +186,11 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start
     origin.check_same(config, before, refines)
     origin.check_phones(config, source)
     if refines:
-        return _refined(config, before, source, folder)
-    if is_tied(config) and folder.resolve() != source.resolve():
+        return _refined(config, before, source, folder if keep else None)
+    if is_tied(config) and keep:
         (folder / _TYING).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / _TYING, folder / _TYING)
-    begun = resume(config, folder)
+    begun = resume(config, folder if keep else source)
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
     made = _noted(before, source, position, params)
@@ -201,7 +203,7 @@ def _refined(
     config: ml_collections.ConfigDict,
     before: ml_collections.ConfigDict,
     source: pathlib.Path,
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
 ) -> Start:
     """Tied states from the monophones of `config.start_from`, lattice-free MMI's for instance."""
     mono = config.copy_and_resolve_references()
@@ -280,21 +282,21 @@ def _realigned(
 
 
 def _beyond(
-    config: ml_collections.ConfigDict, ended: _End, folder: pathlib.Path, widen: bool
+    config: ml_collections.ConfigDict, ended: _End, folder: pathlib.Path | None, widen: bool
 ) -> Start:
     """The start from a run with monophones: their states tied, where there is to be a context.
 
     Args:
-      config: of the run that begins, in `folder`.
+      config: of the run that begins.
       ended: the run with monophones.
+      folder: keeps the tree; None: nobody does.
       widen: begins with its network, else with a fresh one.
     """
     data, labels = ended.data, ended.labels
     base_pdf = np.arange(data.topology.num_pdfs)
     if is_tied(config):
         tied = tying.tie(config.graph, data, labels)
-        # The simulator only looks; a replay must not change what the run ended with.
-        if str(folder) != config.start_from and not (folder / 'result.json').is_file():
+        if folder is not None:
             (folder / _TYING).parent.mkdir(exist_ok=True)
             tied.write(folder / _TYING)
         logger.info('%d tied pdfs for %d monophone ones.', tied.num_pdfs, len(base_pdf))

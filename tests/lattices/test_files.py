@@ -161,7 +161,11 @@ def test_arcs_of_infinite_cost_are_left_out(tmp_path, lattice_paths, text, arcs)
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1 1', r'lat\.txt:2: 6 fields'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 1,2,3', r'lat\.txt:2: input labels in a weight'),
         ('0 1 3 1 1.5,2.5', '0 1 3 1 a,b', r'lat\.txt:2: could not convert'),
-        ('1 3 1 0 ,4', '1 3 1 7 ,4', r"lat\.txt:1: utterance 'utt-a': Arc \d has a word that"),
+        (
+            '1 3 1 0 ,4',
+            '1 3 1 7 ,4',
+            r"lat\.txt:1: utterance 'utt-a': Arc \d has a word that is not",
+        ),
         ('2 1 0 2 0.25,0', '2 1 1 2 0.25,0', r'lat\.txt:2: paths of different lengths meet'),
         ('1 3 1 0 ,4', '1 2 0 0 ,4', r'lat\.txt'),
         ('utt-b\n0 1 1 1\n1\n', 'utt-a\n0 1 1 1\n1\n', r"lat\.txt:8: utterance 'utt-a' is there"),

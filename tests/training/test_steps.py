@@ -77,9 +77,8 @@ def test_regularisers_are_added(setting):
 @pytest.mark.parametrize('criterion', ['smbr', 'mpe'])
 def test_mmi_is_added_to_a_risk(setting, criterion):
     network, params, batch, log_prior, den = setting
-    batch = dataclasses.replace(
-        batch, lengths=np.array([60, 45, 12], np.int32)
-    )  # the last: too short
+    lengths = np.array([60, 45, 12], np.int32)  # the last: too short for its transcript
+    batch = dataclasses.replace(batch, lengths=lengths)
     sums = {}
     for name, weights in {
         'risk': {'criterion': criterion},
