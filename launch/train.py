@@ -22,7 +22,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.', requir
 _RAY_ADDRESS = flags.DEFINE_string(
     'ray_address', '', 'HOST:PORT of a Ray cluster, with --config.exchange.transport=ray.'
 )
-_QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar.')
+_QUIET = flags.DEFINE_bool('quiet', False, 'No progress: no bar, no lines in a log.')
 flags.mark_flag_as_required('config')
 
 

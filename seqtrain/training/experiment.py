@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, path: str | pathlib.Path, quiet: bool
     Args:
       config: see `seqtrain.training.config.default`.
       path: the run's folder.
-      quiet: no progress bar.
+      quiet: no progress, see `Monitor`.
 
     Raises:
       ConfigError, WorkdirError, DataError, CheckpointError, LexiconError: with a sentence that says
@@ -183,6 +183,20 @@ class Experiment:
         if self.hosts is not None:
             resources.callback(self.hosts.close)
         self._restore(position)
+        if not quiet:
+            logger.info(self._sentence(begun.params))
+
+    def _sentence(self, params: Any) -> str:
+        """What will be trained on what, for the log."""
+        sizes = {
+            'training utterances': len(self.data),
+            'phones': len(self.data.lexicon.phones),
+            'pdfs': self.data.topology.num_pdfs,
+            'weights': sum(leaf.size for leaf in jax.tree.leaves(params)),
+        }
+        listed = ', '.join(f'{size:,} {name}' for name, size in sizes.items())
+        exchange = self.config.exchange
+        return f'{self.workdir.path}: {listed}; {exchange.num_replicas} {exchange.mode} replicas.'
 
     def train(self) -> None:
         """Runs the stages that are left."""

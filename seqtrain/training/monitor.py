@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import logging
 import pathlib
 import threading
 import time
@@ -29,8 +30,11 @@ from seqtrain.exchange import Event, eventlog
 from seqtrain.training.leasing import Grant
 from seqtrain.training.workdir import WorkdirError
 
+logger = logging.getLogger(__name__)
+
 UPDATES, EVENTS, PUSHES = 'updates.jsonl', 'events.jsonl', 'pushes.jsonl'
 FAILURES = 'failures.jsonl'
+_LINES = 20  # of a run's progress, in a log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +111,9 @@ class Monitor:
 
     Args:
       folder: the run's folder.
-      total: updates of the whole run, for the progress bar.
+      total: updates of the whole run, for the progress.
       resume_at: updates that the checkpoint counts; what was logged beyond is forgotten.
-      quiet: no progress bar.
+      quiet: no progress: neither a bar nor, where nothing is a terminal, twenty lines of log.
     """
 
     def __init__(self, folder: pathlib.Path, total: int, resume_at: int = 0, quiet: bool = False):
@@ -135,6 +139,7 @@ class Monitor:
         # A resumed run continues its own clock: the pause between is not part of the time line.
         offset = self.updates[-1].finished_s if self.updates else 0.0
         self.start_s = time.perf_counter() - offset
+        self._total = total
         self._bar = _bar(quiet)
         self._task = self._bar.add_task(
             'starting',
@@ -145,6 +150,8 @@ class Monitor:
             staleness='-',
         )
         self._bar.start()
+        shown = quiet or self._bar.console.is_terminal or self._bar.console.is_jupyter
+        self._line_every = 0 if shown else max(1, total // _LINES)
 
     def pushing(self, stage: str, replica: int, life: int, seq: int, grant: Grant) -> None:
         """Notes what a push will be made from: a replay needs it whatever happens next."""
@@ -228,14 +235,20 @@ class Monitor:
         recent = self.updates[-20:]
         elapsed = max(1e-9, recent[-1].finished_s - recent[0].started_s)
         ages = list(self._ages)
-        self._bar.update(
-            self._task,
-            advance=1,
-            description=update.stage,
-            loss=f'{sum(u.metrics["loss"] for u in recent) / len(recent):.3f}',
-            rate=f'{sum(u.frames for u in recent) / elapsed:,.0f}',
-            staleness=f'{sum(ages) / max(1, len(ages)):.1f}',
-        )
+        shown = {
+            'loss': f'{sum(u.metrics["loss"] for u in recent) / len(recent):.3f}',
+            'rate': f'{sum(u.frames for u in recent) / elapsed:,.0f}',
+            'staleness': f'{sum(ages) / max(1, len(ages)):.1f}',
+        }
+        self._bar.update(self._task, advance=1, description=update.stage, **shown)
+        if self._line_every and update.number % self._line_every == 0:
+            logger.info(
+                '%s: update %d of %d, loss %s, %s frames/s, staleness %s.',
+                update.stage,
+                update.number,
+                self._total,
+                *shown.values(),
+            )
 
 
 def read_updates(folder: pathlib.Path) -> list[Update]:

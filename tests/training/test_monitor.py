@@ -1,6 +1,7 @@
 """The rate of a stage, and what a notebook shows of it."""
 
 import itertools
+import logging
 import sys
 
 import pytest
@@ -54,3 +55,24 @@ def test_a_notebook_without_widgets_gets_no_warnings(tmp_path, monkeypatch):
     monkeypatch.setattr(console, '_is_jupyter', lambda: True)
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
     Monitor(tmp_path, total=100).close()  # a warning is an error here
+
+
+@pytest.mark.parametrize(('total', 'lines'), [(100, 20), (7, 7)])
+def test_a_log_that_is_no_terminal_gets_lines_of_progress(tmp_path, caplog, total, lines):
+    caplog.set_level(logging.INFO, logger='seqtrain')
+    made = Monitor(tmp_path, total=total)
+    for seq in range(total):
+        made.add(
+            Update('mmi', 0, seq, 0, (0, 0, 0), (0,), 100, {'loss': 2.0}, [], seq, seq, seq + 1)
+        )
+    made.close()
+    assert len(caplog.messages) == lines
+    assert caplog.messages[-1].startswith(f'mmi: update {total} of {total}, loss 2.000, 100 frames')
+
+
+def test_quiet_is_quiet(monitor, caplog, capsys):
+    caplog.set_level(logging.INFO, logger='seqtrain')
+    for seq in range(100):
+        monitor.add(Update('mmi', 0, seq, 0, (0, 0, 0), (0,), 100, {'loss': 2.0}, [], 0, 0, 1))
+    assert not caplog.messages
+    assert not capsys.readouterr().out
