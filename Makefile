@@ -39,4 +39,4 @@ slow: $(STAMP)
 	$(QUICK) $(PYTEST) --dist loadfile --no-loadscope-reorder --timeout 900 -m slow tests
 
 clean:
-	rm -rf $(VENV) build *.egg-info workdir
+	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
 """Free Spoken Digit Dataset v1.0.9: isolated digits; recordings 0 to 4 of each are the test.
 
-    python launch/train.py --config=configs/fsdd.py --workdir=workdirs/fsdd
+    python launch/train.py --config=configs/fsdd.py --workdir=workdir/fsdd
 
 Downloads the archive (12 MB); a local copy:
 --config.data.source=free-spoken-digit-dataset-1.0.9.tar.gz

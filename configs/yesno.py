@@ -1,6 +1,6 @@
 """yesno (OpenSLR SLR1): eight Hebrew words an utterance, one speaker.
 
-    python launch/train.py --config=configs/yesno.py --workdir=workdirs/yesno
+    python launch/train.py --config=configs/yesno.py --workdir=workdir/yesno
 
 Downloads the archive (4.7 MB); a local copy: --config.data.source=waves_yesno.tar.gz
 

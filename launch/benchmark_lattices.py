@@ -27,6 +27,7 @@ import jax
 import kaldi_decoder
 import numpy as np
 from absl import app, flags
+from absl import logging as absl_logging
 
 from seqtrain.data import kaldi
 from seqtrain.lattices import LatticeGenerator, oracle_errors
@@ -92,7 +93,8 @@ def task() -> Task:
         None,
         lattice_stage.silence_probability(config),
     )
-    records = [r for r in kaldi.read_dir(_DATA.value) if r.text]
+    read = kaldi.read_dir(_DATA.value, allow_pipes=config.data.allow_pipes)
+    records = [record for record in read if record.text]
     texts = evaluate.references({r.id: r.text for r in records}, lexicon, phones=True)
     features = decode.features_of(config, files, records)
     forward = make_forward(network)
@@ -152,6 +154,8 @@ def measure(of: Task, rounds: int) -> dict[str, float]:
     search, whole, other = of.audio_s / spent.sum(axis=0)
     found = [generator.decode(scores) for scores in of.scores]
     told = [(one, text) for one, text in zip(found, of.texts, strict=True) if one is not None]
+    if not told:
+        sys.exit('No utterance has a path within the beam: is this the data that the run is for?')
     units = sum(len(text.split()) for _, text in told)
     return {
         'search': search,
@@ -169,6 +173,7 @@ def measure(of: Task, rounds: int) -> dict[str, float]:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
+    absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         of = task()
     except errors.FOR_USERS as error:

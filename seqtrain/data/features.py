@@ -164,7 +164,8 @@ def compute(
     if (speed != 1.0 or vtln != 1.0) and any(u.features is not None for u in records):
         raise DataError(
             'Speed and vocal-tract perturbation need audio, but this corpus gives features '
-            '(feats.scp): switch the perturbation off, or remove feats.scp.'
+            '(feats.scp): switch it off (data.speeds=(1.0,) and data.vtln=(1.0,) in the config of '
+            'a run), or remove feats.scp and keep wav.scp.'
         )
     if cache_dir is None:
         return _compute(records, config, speed, vtln, require_text)

@@ -153,8 +153,8 @@ def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:
     if not allow_pipes:
         return {
             'problem': f'wav.scp entry "{entry}" is a shell command, which is not run: store the '
-            'audio as files (`read_dir(..., allow_pipes=True)` runs the commands of a directory '
-            'that you trust)'
+            'audio as files, or let the commands of a directory that you trust run '
+            '(config.data.allow_pipes=True; `read_dir(..., allow_pipes=True)`)'
         }
     done = subprocess.run(entry[:-1], shell=True, capture_output=True, check=False)
     if done.returncode:

@@ -52,9 +52,7 @@ class WerResult:
         if self.words and not self.errors:
             return 0.0, 1 - ((1 - level) / 2) ** (1 / self.words)
         counts = np.array(list(self.utterances.values()), np.float64).reshape(-1, 2)
-        rng = np.random.default_rng(seed)
-        drawn = counts[rng.integers(len(counts), size=(resamples, len(counts)))].sum(axis=1)
-        errors, words = drawn.T
+        errors, words = _draws(counts, resamples, seed).T
         wordless = np.where(errors > 0, np.inf, 0.0)
         rates = np.where(words > 0, errors / np.maximum(words, 1.0), wordless)
         ends = [(1 - level) / 2, (1 + level) / 2]
@@ -84,9 +82,9 @@ class WerResult:
             raise ValueError('Both must be scored against the same references.')
         if not self.words:
             raise ValueError('Without reference words there are no rates to compare.')
-        draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-        words = np.maximum(now[draws, 1].sum(axis=1), 1.0)
-        moved = (now[draws, 0] - then[draws, 0]).sum(axis=1) / words
+        both = np.stack([now[:, 0] - then[:, 0], now[:, 1]], axis=1)
+        fewer, words = _draws(both, resamples, seed).T
+        moved = fewer / np.maximum(words, 1.0)
         low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2])
         better = np.mean(moved < 0) + np.mean(moved == 0) / 2
         return Change(self.wer - before.wer, float(low), float(high), float(better))
@@ -96,6 +94,12 @@ class WerResult:
             f'{100 * self.wer:.2f} % [{self.errors} / {self.words}, {self.insertions} ins, '
             f'{self.deletions} del, {self.substitutions} sub]'
         )
+
+
+def _draws(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """f64[R, 2] sums of as many rows of f64[U, 2], drawn with replacement, as there are."""
+    rng, size = np.random.default_rng(seed), len(counts)
+    return np.array([counts[rng.integers(size, size=size)].sum(axis=0) for _ in range(resamples)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from seqtrain import extras
 from seqtrain.fsa import openfst
 from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.graphs.expansion import EPSILON, Arc, Expansion
-from seqtrain.graphs.lexicon import Lexicon, OovError
+from seqtrain.graphs.lexicon import Lexicon, LexiconError, OovError
 from seqtrain.graphs.ngram import BOS, EOS, UNK, NGram, NGramLm
 from seqtrain.graphs.topology import Topology
 
@@ -136,8 +136,8 @@ def decoding_graph(
 
     Raises:
       OovError: lists LM words without pronunciation; <unk> may be without one and is left out then.
-      ValueError: no LM word has a pronunciation, a bad probability, or a lexicon with more phones
-        than the topology.
+      LexiconError: no LM word has a pronunciation.
+      ValueError: a bad probability, or a lexicon with more phones than the topology.
     """
     if not 0.0 <= silence_probability < 1.0:
         raise ValueError(f'silence_probability={silence_probability}; give 0 <= p < 1.')
@@ -146,7 +146,12 @@ def decoding_graph(
     if missing and not skip_oov:
         raise OovError(sorted(missing))
     if not known:
-        raise ValueError('No word of the language model is in the lexicon.')
+        examples = (sorted(words)[:3] for words in (set(word_lm.words) - {UNK}, lexicon.words))
+        raise LexiconError(
+            'No word of the language model is in the lexicon: '
+            + ' but '.join(' '.join(words) or 'nothing' for words in examples)
+            + " there. Take a model of the lexicon's words, spelt as they are there."
+        )
     if cache_dir is None:
         return _build(lexicon, topology, word_lm, known, silence_probability)
     path = pathlib.Path(cache_dir) / (

@@ -164,7 +164,8 @@ class Lexicon:
         """
         words = split_words(words)
         self.check(words)
-        return tuple(phone for word in words for phone in self.pronunciations[word][0])
+        spoken = (phone for word in words for phone in self.pronunciations[word][0])
+        return tuple(phone for phone in spoken if phone != self.silence)
 
     @property
     def words(self) -> tuple[str, ...]:

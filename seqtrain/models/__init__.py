@@ -1,7 +1,9 @@
 """Flax NNX acoustic models: features f32[B, T, F] and lengths to logits f32[B, U, P].
 
-All models share one call, `model(features, lengths, dropout_key=None)`, and `model.subsampling`;
-U = ceil(T / subsampling). Keep a Module on one thread; share only its state (a pytree).
+All models share one call, `model(features, lengths, dropout_key=None, starts=None)`, and the fields
+`subsampling`, U = ceil(T / subsampling), and `context`, the input frames before and after the first
+one of an output that it sees. `starts` i32[B] is where utterances begin in their rows, in frames.
+Keep a Module on one thread; share only its state (a pytree).
 """
 
 from seqtrain.models.dnn import Dnn, DnnConfig

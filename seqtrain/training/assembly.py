@@ -34,7 +34,7 @@ def load_split(data: ml_collections.ConfigDict, split: str) -> list[Utterance]:
     """
     name = getattr(data, split)
     if data.corpus == 'kaldi':
-        records = list(kaldi.read_dir(located(name)))
+        records = list(kaldi.read_dir(located(name), allow_pipes=data.allow_pipes))
     else:
         records = list(_corpus(data, name).utterances)
     limit = getattr(data, f'max_{split}')
@@ -93,13 +93,25 @@ def training_data(
 
 
 def check_language_models(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for an ARPA file that is not there or malformed, before any training."""
-    for name in ('graph', 'lattice'):
-        if config[name].word_lm:
-            try:
-                arpa.read(config[name].word_lm)
-            except FileNotFoundError as error:
-                raise ValueError(f'config.{name}.word_lm: {error}') from None
+    """Raises ValueError for an ARPA file that cannot be used, before any training."""
+    for name, file in arpa_files(config).items():
+        try:
+            model = arpa.read(file)
+        except FileNotFoundError as error:
+            raise ValueError(f'config.{name}.word_lm: {error}') from None
+        phones = name == 'lattice' and config.lattice.unit == 'phone'
+        lexicon = load_lexicon(config.data)
+        units = lexicon.of_phones().words if phones else lexicon.words
+        if not set(model.words) & set(units):
+            raise ValueError(
+                f'config.{name}.word_lm: {file} has no {"phone" if phones else "word"} of the '
+                f'lexicon ({" ".join(units[:3])} ...): take a model of these, spelt as there.'
+            )
+
+
+def arpa_files(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The language models that are given, by the section that names them."""
+    return {name: config[name].word_lm for name in ('graph', 'lattice') if config[name].word_lm}
 
 
 def masks(config: ml_collections.ConfigDict) -> augment.SpecAugmentConfig | None:

@@ -177,7 +177,8 @@ def _data() -> ml_collections.ConfigDict:
     part.dev = ''  # the same; looked at while the sequence criterion trains, see sequence.patience
     part.test = 'test'
     part.lexicon = ''  # '' takes the corpus's own
-    part.cache_dir = ''  # '' is ~/.cache/seqtrain
+    part.allow_pipes = False  # run the shell commands in the wav.scp of a Kaldi directory
+    part.cache_dir = ''  # '' is $SEQTRAIN_CACHE, or ~/.cache/seqtrain
     part.max_train = 0  # use only the first so many utterances; 0 is all
     part.max_dev = 0
     part.max_test = 0
@@ -230,9 +231,9 @@ def _graph() -> ml_collections.ConfigDict:
     part.optional_silence = True
     part.silence_probability = 0.5  # of a silence between words where words are searched; 0: none
     part.phone_lm_order = 3
-    part.word_lm_order = 2  # decoding; 0 is a loop of equally likely words
+    part.word_lm = ''  # ARPA file, to decode with; '' estimates it from the training transcripts:
+    part.word_lm_order = 2  # 0 is a loop of equally likely words
     part.word_lm_smoothing = 'witten-bell'  # or kneser-ney, none
-    part.word_lm = ''  # ARPA file; '' estimates it from the training transcripts
     return part
 
 
@@ -325,7 +326,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part.final_learning_rate = 1e-4  # exponential decay
     part.patience = 0  # checkpoints in a row without fewer errors on data.dev that end it; 0: none
     part.leaky = 0.0
-    part.ce_weight = 0.0  # F-smoothing with the bootstrap's alignment
+    part.ce_weight = 0.0  # so much of cross-entropy with the bootstrap's alignment is added
     part.output_l2 = 1e-4
     part.state_accuracy = False  # smbr: the right HMM state counts; False: the right pdf
     part.one_silence_class = True  # smbr, mpe: any silence is right where the reference is silent
@@ -344,8 +345,8 @@ def _lattice() -> ml_collections.ConfigDict:
     part.max_active = 5000
     part.acoustic_scale = 0.1  # κ
     part.unit = 'word'  # or phone: phone sequences compete, whatever words they make
-    part.word_lm_order = 1  # of the units' n-gram
-    part.word_lm = ''  # ARPA file of these units; '' estimates it from the training transcripts
+    part.word_lm = ''  # ARPA file of these units; '' estimates it from the training transcripts,
+    part.word_lm_order = 1  # an n-gram of this order
     part.silence_probability = -1.0  # of a silence between words; -1: that of config.graph
     part.threads = 1
     part.batches_per_block = 4  # outer: frames are shuffled within so many batches

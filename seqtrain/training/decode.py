@@ -65,7 +65,7 @@ def run(
         devices.set_up(1, config.data.cache_dir)
         folder = workdir.path / 'model'
         files = recognizer.ModelFiles.read(folder)
-        records = list(kaldi.read_dir(data))
+        records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
         references = _references(files, folder, records, unit)
         _check(acoustic_scales, references)
         graph = files.graph(folder, unit)

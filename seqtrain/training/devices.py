@@ -51,10 +51,15 @@ def set_up(num_replicas: int, cache_dir: str = '') -> None:
         logger.debug('JAX already runs; it keeps its %d devices.', jax.device_count())
 
 
-def replica_devices(num_replicas: int) -> list[jax.Device]:
-    """One device per replica; replicas share devices where there are too few."""
+def replica_devices(num_replicas: int, trains: bool = False) -> list[jax.Device]:
+    """One device per replica; replicas share devices where there are too few.
+
+    Args:
+      num_replicas: of the run.
+      trains: warns where devices are shared.
+    """
     devices = jax.local_devices()
-    if len(devices) < num_replicas:
+    if trains and len(devices) < num_replicas:
         logger.warning(
             '%d replicas share %d device(s): they run asynchronously, but not at once.',
             num_replicas,

@@ -118,10 +118,14 @@ class Evaluator:
             logger.info('%s %s error rate: %s', model, unit, _line(score))
 
     def change(self, model: str, before: str, unit: str) -> Change | None:
-        """A model's error rate against another's on the test set; None where one was not scored.
+        """A model's error rate against another's on the test set, each at its own acoustic scale.
 
-        By the hypotheses in the run's folder.
+        By the hypotheses in the run's folder. None where one was not scored, or both are one
+        network, which an early stop went back to.
         """
+        networks = {score.model: score.params for score in self.scores if score.unit == unit}
+        if networks.get(model) == networks.get(before):
+            return None
         references = self._references.get(unit)
         files = [
             self._workdir.path / 'decode' / f'{name}-{unit}' / 'text' for name in (model, before)
@@ -171,7 +175,7 @@ def test_set(
             f'used. The first was skipped: {first}'
         )
     features.check_dim(data.features.dim)
-    return features, {r.id: r.text for r in records if r.text}
+    return features, {r.id: r.text for r in records if r.text.strip()}
 
 
 def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:

@@ -122,6 +122,7 @@ class Experiment:
             resources.callback(self.checkpoints.close)
             position = self.checkpoints.latest()
             begun = (start.resume if position else start.begin)(config, workdir.path)
+            origin.note_language_models(config, workdir.path, begins=position is None)
             self._prepare(begun)
             self._open(begun, position, resources, quiet)
             self._resources = resources.pop_all()  # kept open, unless something failed above
@@ -135,7 +136,7 @@ class Experiment:
         self.denominator = None
         if not lattice_stage.on_lattices(config):
             self.denominator = jax.device_get(ops.pack(self.data.denominator))
-        self.devices = devices.replica_devices(devices.count(config.exchange))
+        self.devices = devices.replica_devices(devices.count(config.exchange), trains=True)
         self.book = lease_book(config, self.data)
         self.gate = CompileGate()
         self.log_prior = np.zeros(0, np.float32)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from seqtrain import ops
@@ -67,8 +68,9 @@ def run(
       CtmError: a malformed reference; names file and line.
     """
     given = alignment_files.read_ctm(reference) if reference else None
-    settings, num_inputs, aligner = _loaded(path, lexicon_file)
-    features = feature_lib.compute(list(kaldi.read_dir(data)), settings)
+    config, settings, num_inputs, aligner = _loaded(path, lexicon_file)
+    records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
+    features = feature_lib.compute(records, settings)
     features.check_dim(num_inputs)
     subsampling = aligner.network.subsampling
     features = prepare.usable(features, aligner.lexicon, aligner.topology, subsampling)
@@ -196,8 +198,10 @@ class Aligner:
         return result, skipped
 
 
-def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig, int, Aligner]:
-    """How a run's features are computed, how many there are per frame, and its network."""
+def _loaded(
+    path: str | pathlib.Path, lexicon_file: str
+) -> tuple[ml_collections.ConfigDict, FeatureConfig, int, Aligner]:
+    """A run's config, how its features are computed, how many per frame, and its network."""
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
@@ -208,7 +212,7 @@ def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig,
         params, _ = recognizer.trained(config, workdir.path, params)
     settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
     aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
-    return settings, files.num_inputs, aligner
+    return config, settings, files.num_inputs, aligner
 
 
 def _write(

@@ -327,7 +327,7 @@ def denominator_graph(
         topology,
         word_lm,
         silence_probability=silence_probability,
-        skip_oov=True,  # of a given model: an estimated one has none
+        skip_oov=True,  # of an ARPA file; an estimated model has none
         cache_dir=cache_dir,
     )
 

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from seqtrain.data.utterance import DataError
 from seqtrain.graphs import NGramLm, Topology
 from seqtrain.training import devices, lattice, lattice_outer, steps
 from seqtrain.training.batching import Batcher
@@ -85,11 +86,20 @@ def make(
       labels: an alignment per utterance.
       folder: of the run; keeps the sizes of batches, so that a restart has the same.
       params: of the network; a first look at lattices says how large batches must be.
+
+    Raises:
+      DataError: no utterance of that look has a lattice.
     """
     work = of_size(config, data, network, labels, word_model(config, data), Sizes.read(folder))
     if work.maker.sizes is not None:
         return work
     made, frames = _first_look(work.maker, work.forward, params)
+    if all(one.reason for one in made):
+        raise DataError(
+            f'None of {len(made)} utterances has a lattice; the first: {made[0].reason}. '
+            'Nothing can be learned from them: look at config.lattice.word_lm and beam, then go '
+            'on from this network with config.start_from in another workdir.'
+        )
     sizes = Sizes.fit(made, frames)
     sizes.write(folder)
     logger.info('Lattices: %s', _description(made, sizes, config.lattice.unit))

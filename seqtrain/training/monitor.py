@@ -20,7 +20,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import console as rich_console
 from rich import progress as rich_progress
@@ -235,7 +235,7 @@ class Monitor:
         recent = self.updates[-20:]
         elapsed = max(1e-9, recent[-1].finished_s - recent[0].started_s)
         ages = list(self._ages)
-        shown = {
+        shown: dict[str, Any] = {
             'loss': f'{sum(u.metrics["loss"] for u in recent) / len(recent):.3f}',
             'rate': f'{sum(u.frames for u in recent) / elapsed:,.0f}',
             'staleness': f'{sum(ages) / max(1, len(ages)):.1f}',

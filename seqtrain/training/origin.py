@@ -1,10 +1,14 @@
-"""The run in `config.start_from`: what must be the same there, and what another run notes of it."""
+"""What a run begins with and must find again: another run's network, language models.
+
+Of the run in `config.start_from` some things must be the same, too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
+import zlib
 
 import ml_collections
 
@@ -12,6 +16,7 @@ from seqtrain.training import assembly, recognizer
 from seqtrain.training.workdir import WorkdirError, read_json, write_json
 
 _SOURCE = 'start_from.json'
+_LANGUAGE_MODELS = 'language_models.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +90,39 @@ def check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> Non
             f'config.data.lexicon has other phones than the run in {source} ({why}): take '
             'one with the same phones, or begin another run without it.'
         )
+
+
+def note_language_models(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, begins: bool
+) -> None:
+    """Notes checksums of the ARPA files where a run begins, and checks them where it goes on.
+
+    Raises:
+      WorkdirError: one of them is another than when the run began.
+    """
+    files = assembly.arpa_files(config)
+    if not begins:
+        _compare(files, folder)
+    elif files:
+        write_json(folder / _LANGUAGE_MODELS, {name: _checksum(files[name]) for name in files})
+
+
+def check_denominators(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """For a replay, which does not decode: raises WorkdirError as `note_language_models` does."""
+    files = assembly.arpa_files(config)
+    _compare({name: files[name] for name in files if name == 'lattice'}, folder)
+
+
+def _checksum(file: str) -> int:
+    return zlib.crc32(pathlib.Path(file).read_bytes())
+
+
+def _compare(files: dict[str, str], folder: pathlib.Path) -> None:
+    noted = folder / _LANGUAGE_MODELS
+    then = read_json(noted) if noted.is_file() else {}  # runs of before have none
+    for name, file in files.items():
+        if name in then and then[name] != _checksum(file):
+            raise WorkdirError(
+                f'config.{name}.word_lm: {file} is not what it was when the run in {folder} began. '
+                'Put that model back, or start anew in another workdir.'
+            )

@@ -82,8 +82,14 @@ def trained(
       average: takes the mean of the parameters in so many checkpoints of the last stage.
 
     Raises:
-      WorkdirError: there is no checkpoint yet, or fewer than are to be averaged.
+      WorkdirError: there is no checkpoint yet, or fewer than are to be averaged, or the run went
+        back to its best network, which later ones must not join.
     """
+    if average > 1 and config.data.dev:
+        raise WorkdirError(
+            f'{folder} ends with the network that was best on config.data.dev: later checkpoints '
+            'are worse, so that there is no average. Decode it without.'
+        )
     checkpoints = Checkpoints(folder / 'checkpoints', config.checkpoint.keep)
     try:
         found = checkpoints.newest(average)

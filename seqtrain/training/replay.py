@@ -37,6 +37,7 @@ from seqtrain.training.checkpoint import Checkpoints
 from seqtrain.training.lattice_replay import LatticeReplay
 from seqtrain.training.leasing import lease_book, parts
 from seqtrain.training.replica import LocalTraining
+from seqtrain.training.stage import ce_rounds
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,13 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
       are tied, the same of the monophone run under `mono`, and `identical` says it of both.
 
     Raises:
-      WorkdirError: there is no finished run.
+      WorkdirError: there is no finished run, or an ARPA file of its lattices is another now.
       ReplayError: the log is incomplete, or the run that this one began with has gone on since.
     """
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(devices.count(config.exchange), config.data.cache_dir)
+        origin.check_denominators(config, workdir.path)
         changes = devices.machine_changes(workdir.path)
         for change in changes:
             logger.warning('The run was made with another %s: last bits may differ.', change)
@@ -71,7 +73,7 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
             recorded.events,
             recorded.params,
             config.exchange.num_shards,
-            serving.rule(config, 'ce' if config.bootstrap.rounds else 'sequence'),
+            serving.rule(config, 'ce' if ce_rounds(config) else 'sequence'),
             recorded.update,
             later_rules=[(serving.rule(config, 'sequence'), False)] * recorded.rule_changes,
             codec=serving.CODECS[config.exchange.codec],

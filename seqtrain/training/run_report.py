@@ -153,8 +153,9 @@ def _told(run: Experiment, result: dict[str, Any]) -> list[str]:
             low, high = (100 * end for end in result[f'{rate}_change'])
             chance = result[f'{rate}_improves']
             sentences.append(
-                f'{unit} errors, {final} against {first} on the same utterances: {low:+.2f} to '
-                f'{high:+.2f} points (95 %); fewer with probability {chance:.3f}'
+                f'{unit} errors, {final} against {first} on the same utterances, each at its own '
+                f'acoustic scale: {low:+.2f} to {high:+.2f} points (95 %); fewer with probability '
+                f'{chance:.3f}'
             )
     return sentences
 

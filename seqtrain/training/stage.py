@@ -31,7 +31,7 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
     """
     rounds = [
         Stage(f'ce-{r}', 'ce', config.bootstrap.updates, realign=r > 0)
-        for r in range(config.bootstrap.rounds)
+        for r in range(ce_rounds(config))
     ]
     last = Stage(config.sequence.criterion, 'sequence', config.sequence.updates, realign=True)
     stages = [*rounds, last] if last.updates else rounds
@@ -41,3 +41,8 @@ def plan(config: ml_collections.ConfigDict) -> list[Stage]:
             'config.sequence.updates is 0.'
         )
     return stages
+
+
+def ce_rounds(config: ml_collections.ConfigDict) -> int:
+    """Rounds of cross-entropy that train: those of `config.bootstrap`, if it has updates."""
+    return config.bootstrap.rounds if config.bootstrap.updates else 0

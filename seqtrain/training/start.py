@@ -40,7 +40,7 @@ from seqtrain.training.checkpoint import Position
 from seqtrain.training.leasing import parts
 from seqtrain.training.origin import Source
 from seqtrain.training.prepare import TrainingData
-from seqtrain.training.stage import plan
+from seqtrain.training.stage import ce_rounds, plan
 from seqtrain.training.workdir import WorkdirError
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def _continued(config: ml_collections.ConfigDict, folder: pathlib.Path, keep: bo
     params, position = recognizer.trained(before, source, begun.params)
     labels = newest_labels(before, source, position, begun.data, begun.network, params)
     made = _noted(before, source, position, params)
-    if config.bootstrap.rounds and not made.only_ce:
+    if ce_rounds(config) and not made.only_ce:
         labels = _realigned(config, begun.data, begun.network, params, labels)
     return dataclasses.replace(begun, params=params, labels=labels, source=made)
 
@@ -211,10 +211,11 @@ def _refined(
     with mono.unlocked():
         mono.model = before.model
     same = not origin.differing(config, before, 'model')
-    if not (same or config.bootstrap.rounds):
+    if not (same or ce_rounds(config)):
         raise WorkdirError(
             f'config.model is not that of {source}: the tied states would begin with an untrained '
-            'network. Set config.bootstrap.rounds to 1 or more, or config.model to the same.'
+            'network. Set config.bootstrap.rounds and updates to 1 or more, or config.model to '
+            'the same.'
         )
     ended = _end(mono, before, source)
     begun = _beyond(config, ended, folder, widen=same)

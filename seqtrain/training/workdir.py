@@ -10,6 +10,7 @@ updates.jsonl, pushes.jsonl, events.jsonl, failures.jsonl   see `training.monito
 report.html      and figures/         result.json  the last line of JSON
 shards/          checkpoints of shards that are Ray actors
 start_from.json  which network of config.start_from the run began with
+language_models.json  checksums of the ARPA files that it began with
 aligners/        parameters that aligned, where replicas are Ray actors
 """
 

@@ -142,3 +142,5 @@ def test_phones_as_words(lexicon):
     assert lexicon.canonical('x z') == ('a', 'b')
     with pytest.raises(OovError, match='q'):
         lexicon.canonical(['q'])
+    noise = Lexicon.from_dict({'yes': 'Y EH S', '[noise]': 'SIL'})
+    assert noise.canonical('yes [noise] yes') == ('Y', 'EH', 'S', 'Y', 'EH', 'S')

@@ -1,13 +1,16 @@
 """Decoding with a run: phones, several acoustic scales, what cannot be had."""
 
+import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from seqtrain.graphs import NGramLm, arpa
-from seqtrain.training import assembly, decode, experiment, recognizer
+from seqtrain.training import assembly, decode, experiment, force_align, recognizer
+from seqtrain.training import config as config_lib
 from seqtrain.training.checkpoint import Checkpoints
 from seqtrain.training.errors import FOR_USERS
 from seqtrain.training.workdir import read_json
@@ -68,9 +71,32 @@ def test_another_language_model(trained, kaldi_copy, tmp_path):
     assert {word for line in lines for word in line.split()[1:]} == {'one'}
     with pytest.raises(FOR_USERS, match='is a model of words'):
         decode.run(run, str(data), unit='phone', word_lm=file)
+    arpa.write(NGramLm.estimate([['ONE']], 1), tmp_path / 'lm.arpa')
+    with pytest.raises(FOR_USERS, match='No word of the language model is in the lexicon: ONE but'):
+        decode.run(run, str(data), word_lm=file)
     (tmp_path / 'lm.arpa').write_text('nothing')
     with pytest.raises(FOR_USERS, match=r'lm\.arpa'):
         decode.run(run, str(data), word_lm=file)
+
+
+def test_shell_commands_run_where_the_config_allows_it(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances[:2], tmp_path / 'data')
+    lines = (data / 'wav.scp').read_text().splitlines()
+    piped = [f'{name} cat {file} |' for name, file in map(str.split, lines)]
+    (data / 'wav.scp').write_text('\n'.join(piped) + '\n')
+    with pytest.raises(FOR_USERS, match='allow_pipes=True'):
+        decode.run(run, str(data))
+    allowed = shutil.copytree(run, tmp_path / 'run')
+    config = read_json(allowed / 'config.json')
+    config['data']['allow_pipes'] = True
+    (allowed / 'config.json').write_text(json.dumps(config))
+    assert decode.run(allowed, str(data))['utterances'] == 2
+    aligned = force_align.run(allowed, str(data), str(tmp_path / 'aligned'))
+    assert aligned['aligned'] == 2
+    config = config_lib.from_json(config)
+    config.data.corpus, config.data.train = 'kaldi', str(data)
+    assert not any(one.problem for one in assembly.load_split(config.data, 'train'))
 
 
 def test_the_mean_of_several_checkpoints(make_config, kaldi_copy, tmp_path):

@@ -15,6 +15,7 @@ from seqtrain.training.checkpoint import Checkpoints, Position
 from seqtrain.training.development import Development
 from seqtrain.training.leasing import LeaseDesk
 from seqtrain.training.monitor import Monitor
+from seqtrain.training.workdir import WorkdirError
 
 
 class Told:
@@ -257,6 +258,10 @@ def test_what_is_decoded_at_the_end_is_the_best(config, tmp_path, monkeypatch):
     _, kept = values(tmp_path / 'development' / 'best', config)
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(seen[-1])])
     np.testing.assert_equal(np.sort(flat), np.sort(np.concatenate(kept)))
+    # The newest checkpoint is that best one; those before it are of later networks.
+    with pytest.raises(WorkdirError, match='ends with the network that was best'):
+        recognizer.trained(config, tmp_path, seen[-1], average=2)
+    assert recognizer.trained(config, tmp_path, seen[-1])[1].updates == 44
 
 
 def test_a_run_that_broke_off_goes_on_with_its_looks(

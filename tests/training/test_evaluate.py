@@ -2,12 +2,13 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from seqtrain.data.utterance import DataError
 from seqtrain.graphs import Lexicon
-from seqtrain.training import evaluate, workdir
+from seqtrain.training import assembly, evaluate, workdir
 from seqtrain.training.evaluate import Evaluator, references
 
 PARAMS = {'w': np.zeros(2, np.float32)}
@@ -76,3 +77,18 @@ def test_phones_are_scored_where_all_words_have_pronunciations(make_config, monk
     config = make_config(decode__phone_error_rate=True)
     with pytest.raises(DataError, match='Phones cannot be scored'):
         Evaluator.make(config, types.SimpleNamespace(lexicon=lexicon), None)
+
+
+def test_one_network_under_two_names_has_no_change(make_config, tmp_path):
+    """An early stop may go back to what the sequence stage began with."""
+    config = make_config()
+    with workdir.Workdir(tmp_path, config.to_dict()) as run:
+        data = assembly.training_data(config)
+        evaluator = Evaluator.make(config, data, run)
+        _, first = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+        other = jax.tree.map(lambda leaf: leaf * 0.5, first)
+        for model, params in (('ce', first), ('mmi', first), ('smbr', other)):
+            evaluator.score(model, params)
+        assert evaluator.change('mmi', 'ce', 'word') is None
+        assert evaluator.change('smbr', 'ce', 'word') is not None
+        assert evaluator.change('smbr', 'ce', 'phone') is None  # not scored

@@ -1,5 +1,6 @@
 """Training on lattices in small: modes, criteria, failures, going on, replay."""
 
+import dataclasses
 import math
 import re
 import types
@@ -8,6 +9,7 @@ import kaldifst
 import numpy as np
 import pytest
 
+from seqtrain.data.utterance import DataError
 from seqtrain.exchange import Event, ReplayError, eventlog
 from seqtrain.graphs import Lexicon, NGramLm, Topology, arpa
 from seqtrain.lattices import LatticeGenerator, LatticePair
@@ -21,6 +23,7 @@ from seqtrain.training import (
     replay,
 )
 from seqtrain.training.lattice import Made
+from seqtrain.training.workdir import WorkdirError
 
 
 @pytest.fixture
@@ -372,3 +375,35 @@ def test_contradictions_are_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         experiment.run(lattice_config(**fields), tmp_path, quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_language_model_that_allows_no_transcript_ends_the_run(
+    lattice_config, tmp_path, monkeypatch
+):
+    arpa.write(NGramLm.estimate([['zero']], 1), tmp_path / 'lm.arpa')
+    config = lattice_config(lattice__word_lm=str(tmp_path / 'lm.arpa'))
+    data = assembly.training_data(config)
+    texts = ['one two'] * len(data)
+    data = dataclasses.replace(data, features=dataclasses.replace(data.features, texts=texts))
+    network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
+    labels = [np.zeros(1, np.int32)] * len(data)
+    with pytest.raises(DataError, match=r'None of \d+ utterances has a lattice; the first: .*one'):
+        lattice_stage.make(config, data, network, labels, tmp_path, params)
+
+
+def test_the_language_model_stays_what_it_was(lattice_config, tmp_path, run_until_power_cut):
+    file, run = tmp_path / 'lm.arpa', tmp_path / 'run'
+    words = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
+    arpa.write(NGramLm.estimate([words], 1), file)
+    config = lattice_config(lattice__word_lm=str(file))
+    run_until_power_cut(config, run, updates=9)
+    kept = file.read_text()
+    arpa.write(NGramLm.estimate([words, ['zero']], 1), file)
+    with pytest.raises(WorkdirError, match=r'lattice\.word_lm: .*lm\.arpa is not what it was'):
+        experiment.run(config, run, quiet=True)
+    file.write_text(kept)
+    experiment.run(config, run, quiet=True)
+    assert replay.run(run)['identical']
+    arpa.write(NGramLm.estimate([words, ['zero']], 1), file)
+    with pytest.raises(WorkdirError, match='is not what it was'):
+        replay.run(run)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from seqtrain.exchange import eventlog
+from seqtrain.graphs import NGramLm, arpa
 from seqtrain.training import config as config_lib
 from seqtrain.training import experiment, monitor, replay, serving
 
@@ -210,3 +211,13 @@ def test_the_local_learning_rate_decays_as_the_stages_do(make_config):
     assert second.rate(10) == pytest.approx(0.5 / 4)
     config.exchange.local_steps = 1
     assert serving.local_training(config, 'ce-0') is None
+
+
+def test_a_language_model_of_other_words_is_refused(make_config, tmp_path):
+    arpa.write(NGramLm.estimate([['ONE', 'TWO']], 1), tmp_path / 'lm.arpa')
+    file, never = str(tmp_path / 'lm.arpa'), tmp_path / 'never'
+    phones = {'lattice__unit': 'phone', 'lattice__word_lm': file}
+    for fields, unit in (({'graph__word_lm': file}, 'word'), (phones, 'phone')):
+        with pytest.raises(ValueError, match=f'word_lm: .*lm.arpa has no {unit} of the lexicon'):
+            experiment.run(make_config(**fields), never, quiet=True)
+    assert not never.exists()

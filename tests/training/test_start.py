@@ -248,8 +248,9 @@ def test_tied_states_from_a_flat_start_by_lattice_free_mmi(
 def test_tied_states_with_another_network_need_cross_entropy(make_config, tmp_path):
     experiment.run(make_config(**SHORT, sequence__updates=0), tmp_path / 'ce', quiet=True)
     tied = {**TREE, **SHORT, 'start_from': str(tmp_path / 'ce'), 'model__num_hidden': 8}
-    with pytest.raises(WorkdirError, match=r'Set config\.bootstrap\.rounds to 1 or more'):
-        start.begin(make_config(**{**tied, 'bootstrap__rounds': 0}), tmp_path / 'next')
+    for without in ({'bootstrap__rounds': 0}, {'bootstrap__updates': 0}):
+        with pytest.raises(WorkdirError, match=r'Set config\.bootstrap\.rounds and updates to 1'):
+            start.begin(make_config(**{**tied, **without}), tmp_path / 'next')
     (tmp_path / 'next').mkdir()
     begun = start.begin(make_config(**tied), tmp_path / 'next')
     assert begun.params['output']['bias'].shape == (begun.data.topology.num_pdfs,)
