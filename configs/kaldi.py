@@ -17,11 +17,14 @@ def get_config():
     config.data.batch_size = 16
     config.data.num_buckets = 3
     config.data.speeds = (0.9, 1.0, 1.1)
-    config.data.vtln = (0.85, 1.0, 1.15)
     config.data.spec_augment = True
-    config.spec_augment.max_freq_width = 5
+    config.spec_augment.num_freq_masks = config.spec_augment.num_time_masks = 0
+    config.spec_augment.max_warp = 0.2  # few speakers become more
+    config.spec_augment.max_shift = 1
     config.features.cmvn = 'speaker'
     config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1))
+    config.model.num_hidden = 192
+    config.model.dropout = 0.3
     config.exchange.num_replicas = 2
     config.exchange.overlap = False  # small network: fresher parameters beat overlap
     config.bootstrap.updates = 400

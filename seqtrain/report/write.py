@@ -127,7 +127,7 @@ def _tiles(run: RunRecord) -> str:
         if np.isfinite(pooled).any():
             mean = pooled[np.isfinite(pooled)].mean()
             tiles['mean staleness s1, versions'] = f'{mean:.2f}'
-        tiles['pushes'] = f'{len(pooled):,}'
+        tiles['pushes applied, all shards'] = f'{len(pooled):,}'
         tiles['replicas'] = str(len(ages))
     tiles |= dict(run.summary)
     tiles['utterances skipped'] = f'{len(run.skipped):,}'

@@ -46,13 +46,19 @@ _LEAST = {
     'bootstrap.updates': 0,
     'decode.max_active': 2,
     'decode.phone_acoustic_scale': 0,
+    'decode.ce_phone_acoustic_scale': 0,
     'sequence.boost': 0,
     'sequence.updates': 0,
     'sequence.leaky': 0,
     'checkpoint.every_updates': 1,
     'checkpoint.keep': 1,
 }
-_ABOVE_0 = ('decode.acoustic_scale', 'decode.beam', 'decode.ce_acoustic_scale')
+_ABOVE_0 = (
+    'decode.acoustic_scale',
+    'decode.beam',
+    'decode.ce_acoustic_scale',
+    'sequence.acoustic_scale',
+)
 _CHOICES = {'graph.word_lm_smoothing': ('witten-bell', 'kneser-ney', 'none')}
 _BELOW_1 = ('graph.silence_probability', 'model.dropout')
 
@@ -325,6 +331,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part.learning_rate = 1e-3
     part.final_learning_rate = 1e-4  # exponential decay
     part.patience = 0  # checkpoints in a row without fewer errors on data.dev that end it; 0: none
+    part.acoustic_scale = 1.0  # κ of lattice-free graphs; see lattice.acoustic_scale
     part.leaky = 0.0
     part.ce_weight = 0.0  # so much of cross-entropy with the bootstrap's alignment is added
     part.output_l2 = 1e-4
@@ -360,6 +367,7 @@ def _decode() -> ml_collections.ConfigDict:
     part.acoustic_scale = 1.0  # after the sequence criterion
     part.ce_acoustic_scale = 0.3  # after cross-entropy: about 0.1 × subsampling
     part.phone_acoustic_scale = 0.0  # of phones, after either; 0: that of words
+    part.ce_phone_acoustic_scale = 0.0  # of phones, after cross-entropy; 0: that of phones
     part.beam = 15.0
     part.max_active = 7000
     part.phone_error_rate = False  # decode phones too, with a phone bigram

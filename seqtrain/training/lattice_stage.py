@@ -41,6 +41,11 @@ def on_lattices(config: ml_collections.ConfigDict) -> bool:
         raise ValueError(f'config.sequence.graph is {graph!r}; choose lattice_free or lattice.')
     if graph == 'lattice' and config.sequence.leaky:
         raise ValueError('config.sequence.leaky is for lattice-free graphs; set it to 0.')
+    if graph == 'lattice' and config.sequence.acoustic_scale != 1:
+        raise ValueError(
+            'config.sequence.acoustic_scale is for lattice-free graphs; lattices have '
+            'config.lattice.acoustic_scale.'
+        )
     return graph == 'lattice'
 
 
@@ -183,7 +188,7 @@ def _criterion(config: ml_collections.ConfigDict) -> steps.SequenceConfig:
     outside = math.exp(-config.lattice.lattice_beam) if on_lattice else _RIGHT_TO
     return steps.SequenceConfig(
         **pick(config.sequence, *names, 'output_l2', 'one_silence_class'),
-        acoustic_scale=config.lattice.acoustic_scale if on_lattice else 1.0,
+        acoustic_scale=(config.lattice if on_lattice else config.sequence).acoustic_scale,
         drop_below=outside if config.sequence.drop_frames else None,
     )
 

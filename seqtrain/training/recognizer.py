@@ -117,8 +117,10 @@ def params_of(position: Position, params: Any) -> Any:
 
 def acoustic_scale(decode: ml_collections.ConfigDict, unit: str, only_ce: bool) -> float:
     """That of `config.decode` for words or phones, for a network before a criterion or after it."""
-    if unit == 'phone' and decode.phone_acoustic_scale:
-        return decode.phone_acoustic_scale
+    if unit == 'phone':
+        own = (only_ce and decode.ce_phone_acoustic_scale) or decode.phone_acoustic_scale
+        if own:
+            return own
     return decode.ce_acoustic_scale if only_ce else decode.acoustic_scale
 
 

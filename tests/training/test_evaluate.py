@@ -15,33 +15,20 @@ PARAMS = {'w': np.zeros(2, np.float32)}
 
 
 @pytest.mark.parametrize(
-    ('of_phones', 'expected'),
+    ('phone', 'ce_phone', 'expected'),
     [
-        (
-            0.0,
-            [
-                ('ce', 'word', 0.2),
-                ('ce', 'phone', 0.2),
-                ('smbr', 'word', 0.7),
-                ('smbr', 'phone', 0.7),
-            ],
-        ),
-        (
-            0.5,
-            [
-                ('ce', 'word', 0.2),
-                ('ce', 'phone', 0.5),
-                ('smbr', 'word', 0.7),
-                ('smbr', 'phone', 0.5),
-            ],
-        ),
+        (0.0, 0.0, (0.2, 0.7)),  # those of words
+        (0.5, 0.0, (0.5, 0.5)),
+        (0.5, 0.6, (0.6, 0.5)),
+        (0.0, 0.6, (0.6, 0.7)),
     ],
 )
-def test_words_and_phones_have_their_scales(of_phones, expected, make_config, tmp_path):
+def test_words_and_phones_have_their_scales(phone, ce_phone, expected, make_config, tmp_path):
     config = make_config(
         decode__acoustic_scale=0.7,
         decode__ce_acoustic_scale=0.2,
-        decode__phone_acoustic_scale=of_phones,
+        decode__phone_acoustic_scale=phone,
+        decode__ce_phone_acoustic_scale=ce_phone,
     )
     used = []
 
@@ -63,7 +50,12 @@ def test_words_and_phones_have_their_scales(of_phones, expected, make_config, tm
         )
         for model in ('ce', 'smbr'):
             evaluator.score(model, PARAMS)
-    assert used == expected
+    assert used == [
+        ('ce', 'word', 0.2),
+        ('ce', 'phone', expected[0]),
+        ('smbr', 'word', 0.7),
+        ('smbr', 'phone', expected[1]),
+    ]
 
 
 def test_phones_are_scored_where_all_words_have_pronunciations(make_config, monkeypatch):

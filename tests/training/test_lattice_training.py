@@ -348,6 +348,7 @@ def test_lattices_that_do_not_fit_are_pruned_and_counted(lattice_config, tmp_pat
         ({'lattice__mode': 'decode', 'lattice__correction': True}, 'belongs to'),
         ({'sequence__graph': 'lettuce'}, 'choose lattice_free or lattice'),
         ({'sequence__leaky': 0.1}, 'for lattice-free graphs'),
+        ({'sequence__acoustic_scale': 0.1}, r'lattices have config\.lattice\.acoustic_scale'),
         ({'lattice__threads': 0}, 'at least 1'),
         ({'lattice__max_active': 0}, r'config\.lattice\.max_active is 0; at least 1'),
         ({'lattice__beam': -1.0}, r'config\.lattice\.beam is -1\.0; above 0'),
@@ -407,3 +408,11 @@ def test_the_language_model_stays_what_it_was(lattice_config, tmp_path, run_unti
     arpa.write(NGramLm.estimate([words, ['zero']], 1), file)
     with pytest.raises(WorkdirError, match='is not what it was'):
         replay.run(run)
+
+
+def test_each_kind_of_graph_has_its_acoustic_scale(make_config):
+    topology = Topology.make('chain', 3)
+    free = make_config(sequence__acoustic_scale=0.3, lattice__acoustic_scale=0.2)
+    assert lattice_stage.sequence_config(free, topology).acoustic_scale == 0.3
+    listed = make_config(sequence__graph='lattice', lattice__acoustic_scale=0.2)
+    assert lattice_stage.sequence_config(listed, topology).acoustic_scale == 0.2

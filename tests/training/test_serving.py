@@ -141,6 +141,7 @@ def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_p
         ({'model__subsampling': 0}, 'subsampling is 0: it must be at least 1'),
         ({'model__dropout': 1.0}, 'dropout is 1.0.*below 1'),
         ({'sequence__leaky': -1.0}, 'sequence.leaky is -1.0'),
+        ({'sequence__acoustic_scale': 0.0}, 'sequence.acoustic_scale is 0.0: it must be above 0'),
         ({'sequence__leaky': float('inf')}, 'leaky is inf: it must be a finite'),
         ({'sequence__boost': -1.0}, 'boost is -1.0'),
         ({'bootstrap__learning_rate': float('inf')}, 'learning_rate is inf'),
@@ -156,6 +157,7 @@ def test_wrong_combinations_say_what_to_do(settings, message, make_config, tmp_p
         ({'decode__acoustic_scale': 0.0}, 'acoustic_scale is 0.0.*above 0'),
         ({'decode__ce_acoustic_scale': -0.3}, 'ce_acoustic_scale is -0.3.*above 0'),
         ({'decode__phone_acoustic_scale': -1.0}, 'phone_acoustic_scale is -1.0'),
+        ({'decode__ce_phone_acoustic_scale': -1.0}, 'ce_phone_acoustic_scale is -1.0'),
         ({'seed': -1}, 'seed is -1: it must be at least 0'),
     ],
 )
