@@ -152,9 +152,9 @@ def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:
             return {'problem': f'wav.scp entry "{entry[:80]}" is no file name ({error})'}
     if not allow_pipes:
         return {
-            'problem': f'wav.scp entry "{entry[:60]}" is a shell command: store the audio as files, '
-            'or set config.data.allow_pipes=True (`read_dir(..., allow_pipes=True)`) for a directory '
-            'that you trust'
+            'problem': f'wav.scp entry "{entry[:60]}" is a shell command: store the audio as '
+            'files, or set config.data.allow_pipes=True (`read_dir(..., allow_pipes=True)`) for a '
+            'directory that you trust'
         }
     done = subprocess.run(entry[:-1], shell=True, capture_output=True, check=False)
     if done.returncode:
