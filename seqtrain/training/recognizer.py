@@ -85,7 +85,7 @@ def trained(
       WorkdirError: there is no checkpoint yet, or fewer than are to be averaged, or the run went
         back to its best network, which later ones must not join.
     """
-    if average > 1 and config.data.dev:
+    if average > 1 and config.data.dev and config.sequence.updates:
         raise WorkdirError(
             f'{folder} ends with the network that was best on config.data.dev: later checkpoints '
             'are worse, so that there is no average. Decode it without.'

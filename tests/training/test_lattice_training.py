@@ -378,9 +378,7 @@ def test_contradictions_are_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_language_model_that_allows_no_transcript_ends_the_run(
-    lattice_config, tmp_path, monkeypatch
-):
+def test_a_language_model_that_allows_no_transcript_ends_the_run(lattice_config, tmp_path):
     arpa.write(NGramLm.estimate([['zero']], 1), tmp_path / 'lm.arpa')
     config = lattice_config(lattice__word_lm=str(tmp_path / 'lm.arpa'))
     data = assembly.training_data(config)
