@@ -25,10 +25,11 @@ def get_config():
     config.data.spec_augment = True
     config.spec_augment.num_freq_masks = config.spec_augment.num_time_masks = 0
     config.spec_augment.max_warp = 0.2
-    config.spec_augment.max_shift = 1
     config.features.num_mel_bins = 23  # the default of Kaldi
     config.features.cmvn = 'speaker'
-    config.model.offsets = ((-2, -1, 0, 1, 2), (-1, 0, 1), (-1, 0, 1))
+    config.graph.topology = 'hmm3'  # three states and an output every 10 ms, as a GMM has them
+    config.model.subsampling = 1
+    config.model.offsets = ((-2, -1, 0, 1, 2), (-3, 0, 3), (-3, 0, 3))
     config.model.num_hidden = 192
     config.model.dropout = 0.3
     config.exchange.num_replicas = 2
@@ -41,6 +42,6 @@ def get_config():
     config.sequence.learning_rate = 5e-6  # four speakers are soon learned by heart
     config.sequence.final_learning_rate = 2.5e-6
     config.lattice.acoustic_scale = 0.1
-    config.decode.acoustic_scale = 0.12
-    config.decode.ce_acoustic_scale = 0.12
+    config.decode.acoustic_scale = 0.15
+    config.decode.ce_acoustic_scale = 0.15
     return config

@@ -3,7 +3,8 @@
     python launch/train.py --config=configs/kaldi.py --workdir=DIR \
         --config.data.train=KALDI_DIR --config.data.test=KALDI_DIR --config.data.lexicon=FILE
 
-With feats.scp: '--config.data.speeds=(1.0,)', other speeds need audio.
+With feats.scp: '--config.data.speeds=(1.0,)', other speeds need audio; of MFCC, as chain recipes
+have them, --config.features.given=mfcc.
 
 Measured (RESULTS.md): fsdd_unseen 9.5 % WER; speechocean 60.1 % PER, with a Kneser-Ney bigram
 (graph.word_lm_smoothing=kneser-ney) 63.2 % WER.

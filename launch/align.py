@@ -24,7 +24,7 @@ _WORKDIR = flags.DEFINE_string(
 _DATA = flags.DEFINE_string('data', None, 'Kaldi data directory with `text`.', required=True)
 _OUT = flags.DEFINE_string('out', None, 'Folder for the alignments.', required=True)
 _LEXICON = flags.DEFINE_string(
-    'lexicon', '', 'Pronunciations of other words, in the phones of the run.'
+    'lexicon', '', "Pronunciations of words that the run's lexicon lacks, in its phones."
 )
 _REFERENCE = flags.DEFINE_string('reference', '', 'CTM of phones to compare with.')
 _TOLERANCE_MS = flags.DEFINE_float(

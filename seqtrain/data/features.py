@@ -22,7 +22,7 @@ import scipy.signal
 from jaxtyping import Float32
 
 from seqtrain import extras
-from seqtrain.data import feature_cache
+from seqtrain.data import feature_cache, given
 from seqtrain.data.utterance import AudioError, DataError, Skipped, Utterance
 
 CMVN = ('utterance', 'speaker', 'none')
@@ -50,6 +50,9 @@ class FeatureConfig:
       cmvn: normalise each band to mean 0 (and variance 1) over an 'utterance' or a 'speaker', or
         'none'.
       norm_vars: whether the variance is normalised too.
+      given: what a `feats.scp` holds: 'fbank', log-mel bands; 'mfcc', made to (at least
+        `num_mel_bins`) log-mel bands again, see `given.log_mel`; 'other', taken as it is, though
+        the flat start takes the mean for energy.
     """
 
     num_mel_bins: int = 40
@@ -62,8 +65,11 @@ class FeatureConfig:
     dither: float = 1.0
     cmvn: str = 'utterance'
     norm_vars: bool = True
+    given: str = 'fbank'
 
     def __post_init__(self):
+        if self.given not in given.KINDS:
+            raise DataError(f'given is {self.given!r}; use one of {", ".join(given.KINDS)}.')
         if self.cmvn not in CMVN:
             raise DataError(f'cmvn is {self.cmvn!r}; use one of {", ".join(CMVN)}.')
         if self.num_mel_bins < 1 or self.frame_shift_ms <= 0 or self.frame_length_ms <= 0:
@@ -146,7 +152,7 @@ def compute(
 
     Args:
       utterances: records of `corpora.load` or `kaldi.read_dir`.
-      config: what to compute. Given features (`feats.scp`) are only normalised.
+      config: what to compute. Given features (`feats.scp`) are only normalised; see its `given`.
       cache_dir: where finished sets are kept by the hash of all that they depend on; None: not.
       speed: plays the audio this many times faster (resampling: tempo and pitch change).
       vtln: Kaldi's vocal tract length warp factor, about 0.8 to 1.2; 1 leaves frequencies alone.
@@ -157,7 +163,8 @@ def compute(
       speakers keep their names, so that a copy stays with its speaker.
 
     Raises:
-      DataError: given features are to be perturbed, which needs audio.
+      DataError: given features are to be perturbed, which needs audio, or are MFCC and not said to
+        be.
     """
     records = list(utterances)
     speed, vtln = float(speed), float(vtln)
@@ -204,7 +211,7 @@ def join(sets: Sequence[FeatureSet]) -> FeatureSet:
 
 def _compute(records, config, speed, vtln, require_text) -> FeatureSet:
     rate = config.sample_rate or _usual_rate(records)
-    dim = _usual_dim(records)
+    dim = given.usual_dim(records)
     prefix = '' if speed == 1.0 and vtln == 1.0 else f'sp{speed:g}-vt{vtln:g}-'
     kept: list[Utterance] = []
     features, skipped = [], []
@@ -216,12 +223,19 @@ def _compute(records, config, speed, vtln, require_text) -> FeatureSet:
             if require_text and not record.text.split():
                 raise AudioError('transcript is empty')
             if record.features is not None:
-                features.append(_check_given(record.features, dim))
+                own = given.checked(record.features, dim)
+                if config.given == 'mfcc':
+                    own = given.log_mel(own, max(config.num_mel_bins, dim))
+                features.append(own)
             else:
                 features.append(_from_audio(record, extract, rate, speed, config))
             kept.append(record)
         except AudioError as error:
             skipped.append(Skipped(record.id, str(error)))
+    if config.given == 'fbank':
+        given.check_bands(
+            [x for x, u in zip(features, kept, strict=True) if u.features is not None]
+        )
     speakers = tuple(u.speaker for u in kept)
     features = _normalise(features, speakers, config)
     ids = tuple(prefix + u.id for u in kept)
@@ -233,7 +247,8 @@ def _from_audio(record, extract, rate, speed, config) -> Float32[np.ndarray, 'T 
     samples, own_rate = record.decode()
     if own_rate != rate:
         raise AudioError(
-            f'sample rate is {own_rate} Hz, not {rate} Hz: resample it, or set sample_rate'
+            f'sample rate is {own_rate} Hz, not {rate} Hz: resample it (training chooses another '
+            'rate by features.sample_rate)'
         )
     if not samples.any():
         raise AudioError('audio is digital silence throughout')
@@ -357,24 +372,6 @@ def _normalise(features, speakers, config: FeatureConfig):
         for i in members:
             result[i] = ((features[i] - mean) * scale).astype(np.float32)
     return result
-
-
-def _check_given(features, dim: int) -> Float32[np.ndarray, 'T F']:
-    if features.ndim != 2 or len(features) == 0:
-        raise AudioError('its features are empty')
-    if features.shape[1] != dim:
-        raise AudioError(f'its features have {features.shape[1]} dimensions, others have {dim}')
-    if not np.isfinite(features).all():
-        raise AudioError('its features are not finite')
-    return np.asarray(features, np.float32)
-
-
-def _usual_dim(records) -> int:
-    """The feature dimension most records give; 0 where none does."""
-    dims = collections.Counter(
-        u.features.shape[1] for u in records if u.features is not None and u.features.ndim == 2
-    )
-    return dims.most_common(1)[0][0] if dims else 0
 
 
 def _usual_rate(records) -> int:

@@ -64,8 +64,14 @@ def read_dir(path: str | os.PathLike, *, allow_pipes: bool = False) -> Iterator[
     return _with_labels(root, records)
 
 
+def read_texts(path: str | os.PathLike) -> dict[str, str]:
+    """Transcripts by utterance id; of utterances in which nothing was said, too. {} without any."""
+    table = _read_table(pathlib.Path(path) / 'text')
+    return {name: ' '.join(text.split()) for name, text in table.items()}
+
+
 def _with_labels(root: pathlib.Path, records: Iterator[dict]) -> Iterator[Utterance]:
-    texts = _read_table(root / 'text')
+    texts = read_texts(root)
     speakers = _read_speakers(root)
     unseen = dict(texts)
     seen: set[str] = set()
@@ -75,13 +81,12 @@ def _with_labels(root: pathlib.Path, records: Iterator[dict]) -> Iterator[Uttera
             record = {'id': name, 'problem': f'id {name} occurs twice; the first was kept'}
         seen.add(name)
         unseen.pop(name, None)
-        text = ' '.join(texts.get(name, '').split())
-        yield Utterance(speaker=speakers.get(name, name), text=text, **record)
+        yield Utterance(speaker=speakers.get(name, name), text=texts.get(name, ''), **record)
     for name, text in unseen.items():
         yield Utterance(
             name,
             speakers.get(name, name),
-            ' '.join(text.split()),
+            text,
             problem=f'has a transcript in {root / "text"} but neither audio nor features',
         )
 

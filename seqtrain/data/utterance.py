@@ -202,10 +202,31 @@ def _check_length(file: BinaryIO) -> None:
     """libsndfile shortens a truncated WAV in silence; its own header tells."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    declared = _riff_bytes(file)
+    needed = _data_end(file)
     file.seek(0)
-    if size < declared < STREAMED_RIFF_BYTES:
-        raise AudioError(f'audio is truncated: {size} bytes of {declared}; copy the file again')
+    if size < needed < STREAMED_RIFF_BYTES:
+        raise AudioError(f'audio is truncated: {size} bytes of {needed}; copy the file again')
+
+
+def _data_end(file: BinaryIO) -> int:
+    """Bytes of the WAV file that begins here up to its last sample; 0 where there is none.
+
+    The length of the whole file is not to be trusted: some programs count eight bytes or a padding
+    byte too many.
+    """
+    if not _riff_bytes(file):
+        return 0
+    end = 12
+    while True:
+        file.seek(end)
+        header = file.read(8)
+        if len(header) < 8:
+            return end  # no samples; libsndfile will say so
+        size = struct.unpack('<I', header[4:])[0]
+        end += 8 + size
+        if header[:4] == b'data':
+            return end
+        end += size % 2
 
 
 def _riff_bytes(file: BinaryIO) -> int:

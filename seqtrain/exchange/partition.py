@@ -2,7 +2,8 @@
 
 Cutting the concatenation rather than assigning whole leaves balances the shards to one element
 and splits large leaves without a special case. The wire format is always f32; a leaf of another
-float type is widened on the way out and narrowed on the way back.
+float type is cast on the way out and back. What float64 says beyond f32 is lost; an update that f32
+cannot hold becomes infinite, which the shards refuse.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Partition:
         """Cuts `tree` (float leaves) into `num_shards` ranges whose sizes differ by at most one.
 
         Raises:
-          PartitionError: a leaf is no array or not floating point, there is none, or there are more
-            shards than elements.
+          PartitionError: a leaf is no array, not floating point or beyond f32, there is none, or
+            there are more shards than elements.
         """
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
         leaves, start = [], 0
@@ -69,6 +70,11 @@ class Partition:
                 raise PartitionError(
                     f'Leaf {name} has dtype {dtype}; the exchange carries floating point '
                     'parameters only. Keep counters and random keys out of the tree.'
+                )
+            if dtype.itemsize > 4 and hasattr(value, '__array__') and not _fits(value):
+                raise PartitionError(
+                    f'Leaf {name} of dtype {dtype} holds what is not finite in float32, which is '
+                    'what the exchange carries; scale it.'
                 )
             stop = start + math.prod(value.shape)
             leaves.append(Leaf(name, tuple(value.shape), dtype, start, stop))
@@ -115,7 +121,8 @@ class Partition:
             flat = np.asarray(value).reshape(-1)
             for shard, lo, hi in self._cover(leaf):
                 base = self.bounds[shard]
-                shards[shard][lo - base : hi - base] = flat[lo - leaf.start : hi - leaf.start]
+                with np.errstate(over='ignore'):
+                    shards[shard][lo - base : hi - base] = flat[lo - leaf.start : hi - leaf.start]
         return shards
 
     def join(self, shards: Sequence[np.ndarray]) -> Any:
@@ -147,3 +154,9 @@ class Partition:
             hi = min(leaf.stop, self.bounds[shard + 1])
             yield shard, lo, hi
             lo, shard = hi, shard + 1
+
+
+def _fits(value: Any) -> bool:
+    """Whether an array is finite in f32."""
+    with np.errstate(over='ignore'):
+        return bool(np.isfinite(np.asarray(value).astype(np.float32)).all())

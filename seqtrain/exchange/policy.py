@@ -35,6 +35,15 @@ class Policy:
             raise ValueError(f'quorum is {self.quorum}; choose 1 … {self.num_workers}.')
         if self.max_staleness is not None and self.max_staleness < 0:
             raise ValueError(f'max_staleness is {self.max_staleness}; choose 0 or more, or None.')
+        if self.quorum is not None and not self.sync:
+            raise ValueError(
+                f"quorum is {self.quorum}, but only mode='sync' reads it: leave it out."
+            )
+        if self.max_staleness is not None and self.sync:
+            raise ValueError(
+                f"max_staleness is {self.max_staleness}, but only mode='async' reads it: leave it "
+                'out.'
+            )
 
     @property
     def sync(self) -> bool:

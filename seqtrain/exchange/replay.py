@@ -66,6 +66,11 @@ def replay(
       ReplayError: the log is incomplete, or of another run.
     """
     partition = Partition.make(params, num_shards)
+    if snapshots is not None and len(snapshots) != num_shards:
+        raise ReplayError(
+            f'{len(snapshots)} snapshots for {num_shards} shards; give one for each shard of the '
+            'run.'
+        )
     stores = [
         Store(values, shard_rule(rule, partition, s), device)
         for s, values in enumerate(partition.split(params))

@@ -217,6 +217,17 @@ class ShardState:
         text = f'Push {push.seq} of replica {push.worker} to shard {self.shard} {why}.'
         self._replies.append(refused(push, reason, text))
         self._log_push('rejected', push, self.version - push.base_version, reason.value)
+        if reason is not Reason.DUPLICATE:
+            self._spend(push)
+
+    def _spend(self, push: Push) -> None:
+        """A refused push has had its turn, too: nobody waits for another one from there."""
+        member, waiting = self.members.get(push.worker), self.pending.get(push.worker)
+        ours = member is not None and member.present and push.life == member.life
+        if not ours or push.generation != self.generation:
+            return
+        if waiting is None or waiting.base_version < push.base_version:  # else it is that one's
+            self.tickets.use(push)
 
     def _refuse_other(self, message: Join | Pull, reason: Reason, text: str) -> None:
         self._replies.append(refused(message, reason, text))

@@ -9,8 +9,9 @@ order keeps every bound. Two gates keep the set feasible for ever:
     a push is applied   only if the others' tickets are feasible one version later
 
 The push with the earliest deadline may always be applied, so nobody waits for a circle. A ticket
-whose holder went away is dropped with it. A push without a ticket (the replica used its pull
-twice) is applied when it happens to fit, and refused when it has become too old.
+whose holder went away is dropped with it; a push that is refused has spent its ticket. A push
+without a ticket (the replica used its pull twice) is applied when it happens to fit, and refused
+when it has become too old.
 
 Not here: clocks in the sense of stale synchronous parallel (Ho et al. 2013), which bound how far
 replicas run ahead of each other in steps; the bound here is on s1 itself.

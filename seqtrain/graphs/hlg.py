@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -24,6 +25,8 @@ from seqtrain.graphs.expansion import EPSILON, Arc, Expansion
 from seqtrain.graphs.lexicon import Lexicon, LexiconError, OovError
 from seqtrain.graphs.ngram import BOS, EOS, UNK, NGram, NGramLm
 from seqtrain.graphs.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 3
 # Rounding of weights in determinisation and minimisation. OpenFst's 1/1024 adds up to visible score
@@ -131,7 +134,8 @@ def decoding_graph(
       topology: HMMs of the phones.
       word_lm: the word n-gram; its words must be in the lexicon.
       silence_probability: of a silence at a boundary; 0 makes a graph without silences.
-      skip_oov: leave out LM words without pronunciation instead of raising OovError.
+      skip_oov: leave out LM words without pronunciation, with a warning, instead of raising
+        OovError.
       cache_dir: keeps the graph there under the hash of all inputs, and reads it from there.
 
     Raises:
@@ -145,13 +149,15 @@ def decoding_graph(
     missing = set(word_lm.words) - set(known) - {UNK}
     if missing and not skip_oov:
         raise OovError(sorted(missing))
-    if not known:
+    if not set(known) - {UNK}:
         examples = (sorted(words)[:3] for words in (set(word_lm.words) - {UNK}, lexicon.words))
         raise LexiconError(
             'No word of the language model is in the lexicon: '
             + ' but '.join(' '.join(words) or 'nothing' for words in examples)
             + " there. Take a model of the lexicon's words, spelt as they are there."
         )
+    if missing:
+        logger.warning('%s', _left_out(word_lm, missing))
     if cache_dir is None:
         return _build(lexicon, topology, word_lm, known, silence_probability)
     path = pathlib.Path(cache_dir) / (
@@ -162,6 +168,16 @@ def decoding_graph(
         path.parent.mkdir(parents=True, exist_ok=True)
         graph.write(path)
     return DecodingGraph.read(path)
+
+
+def _left_out(word_lm: NGramLm, missing: set[str]) -> str:
+    mass = {word: math.exp(word_lm.logprob((), word)) for word in word_lm.words}
+    share = sum(mass[word] for word in missing) / (sum(mass.values()) or 1.0)
+    return (
+        f'{len(missing)} of {len(word_lm.words)} words of the language model have no pronunciation '
+        f'and cannot be recognised ({" ".join(sorted(missing)[:3])} ...): {100 * share:.1f} % of '
+        'its words as they come.'
+    )
 
 
 def _table_file(path: str | os.PathLike) -> pathlib.Path:

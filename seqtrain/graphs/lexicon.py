@@ -25,6 +25,9 @@ _EPSILON = -1
 # What Kaldi's lexiconp.txt has before the phones. Not whole numbers: some phone sets are numbers.
 _DECIMAL = re.compile(r'\d*\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+', re.IGNORECASE)
 
+# CMUdict's name of a word's further pronunciations.
+_NUMBERED = re.compile(r'(.+)\(\d+\)')
+
 # Meant to stand within a word, but white space all the same: a part of the word would be a phone.
 _NO_BREAK = re.compile('[\u00a0\u2007\u202f]')
 
@@ -79,7 +82,7 @@ class Lexicon:
 
         Raises:
           LexiconError: an empty pronunciation, a phone that is not in `phones`, or one that stands
-            there twice.
+            there twice; a second silence ('sil' beside 'SIL').
         """
         table: dict[str, tuple[tuple[str, ...], ...]] = {}
         for word, variants in entries.items():
@@ -96,6 +99,12 @@ class Lexicon:
             raise LexiconError(f'Phones that stand twice in the phone set: {" ".join(twice)}.')
         if names[0] != silence:
             raise LexiconError(f'The phone set must begin with the silence phone {silence!r}.')
+        if others := [x for x in names[1:] if x.casefold() == silence.casefold()]:
+            raise LexiconError(
+                f'There is a phone {others[0]!r} beside the silence phone {silence!r}: say that it '
+                f'is the silence (silence={others[0]!r}; --config.data.silence={others[0]} for a '
+                'run).'
+            )
         if unknown := sorted(used - set(names)):
             raise LexiconError(f'Phones outside of the phone set: {" ".join(unknown)}.')
         return cls(dict(sorted(table.items())), names, silence)
@@ -113,7 +122,7 @@ class Lexicon:
         Raises:
           LexiconError: names file and line of an entry without phones, with a probability before
             them, with a no-break space, or with a phone outside of `phones` where these are given;
-            or of what is not UTF-8. See `from_dict`, too.
+            of CMUdict's comments and numbered words; or of what is not UTF-8. See `from_dict`, too.
         """
         path = pathlib.Path(path)
         if not path.is_file():
@@ -130,6 +139,8 @@ class Lexicon:
                 continue
             if len(fields) == 1:
                 raise LexiconError(f'{path}:{number}: word {fields[0]!r} has no phones.')
+            if fields[0].startswith(';;;') or '#' in fields[1:]:
+                raise LexiconError(f'{path}:{number}: take out the comment in {line.strip()!r}.')
             if _DECIMAL.fullmatch(fields[1]) and fields[1] not in (phones or ()):
                 raise LexiconError(
                     f'{path}:{number}: {fields[1]} is a probability, not a phone; take it out '
@@ -141,6 +152,7 @@ class Lexicon:
             entries.setdefault(fields[0], []).append(tuple(fields[1:]))
         if not entries:
             raise LexiconError(f'{path}: no entries; lines are `WORD phone phone ...`.')
+        _check_words(path, entries, phones or ())
         return cls.from_dict(entries, phones=phones, silence=silence)
 
     def write(self, path: str | os.PathLike) -> None:
@@ -156,6 +168,12 @@ class Lexicon:
         """The lexicon whose words are the phones themselves (without silence), to decode phones."""
         spoken = {phone: [(phone,)] for phone in self.phones if phone != self.silence}
         return Lexicon.from_dict(spoken, phones=self.phones, silence=self.silence)
+
+    def with_words(self, pronunciations: Mapping[str, Sequence[Sequence[str]]]) -> Lexicon:
+        """With further words of the same phones; a word that is there already is replaced."""
+        return Lexicon.from_dict(
+            {**self.pronunciations, **pronunciations}, phones=self.phones, silence=self.silence
+        )
 
     def canonical(self, words: str | Sequence[str]) -> tuple[str, ...]:
         """Phone names of a transcript by each word's first pronunciation, without silences.
@@ -187,6 +205,28 @@ class Lexicon:
         """Raises OovError with every word (once, sorted) that has no pronunciation."""
         if missing := sorted({word for word in words if word not in self.pronunciations}):
             raise OovError(missing)
+
+
+def _check_words(
+    path: pathlib.Path, entries: Mapping[str, list[tuple[str, ...]]], phones: Sequence[str]
+) -> None:
+    """Raises LexiconError for what only all lines together tell."""
+    for word in entries:
+        base = _NUMBERED.fullmatch(word)
+        if base and base[1] in entries:
+            raise LexiconError(
+                f'{path}: no transcript says {word!r}: write it as another line of {base[1]!r}.'
+            )
+    firsts = {variant[0] for variants in entries.values() for variant in variants}
+    first = firsts.pop()
+    if not firsts and len(entries) > 1 and first.isdecimal() and first not in phones:
+        raise LexiconError(
+            f'{path}: {first} stands after every word; if it is a probability, take it out.'
+        )
+    if special := {'<s>', '</s>'} & set(entries):
+        raise LexiconError(
+            f'{path}: {" ".join(sorted(special))} is added by language models; take it out.'
+        )
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:

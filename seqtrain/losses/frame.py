@@ -31,7 +31,7 @@ def cross_entropy(logits: Scores, labels: jax.Array, lengths: Lengths) -> PerUtt
 
     Raises:
       ValueError: labels of another shape, labels [B, T] or lengths that are no integers, logits
-        that are not float32.
+        that are not f32[B, T, P].
     """
     check_logits(logits)
     labels = jnp.asarray(labels)
@@ -97,7 +97,7 @@ def output_l2(logits: Scores, lengths: Lengths) -> PerUtterance:
       finite or the length lies outside 0..T.
 
     Raises:
-      ValueError: lengths that are no integers, logits that are not float32.
+      ValueError: lengths that are no integers, logits that are not f32[B, T, P].
     """
     kept, bad = _finite(logits, lengths)
     return jnp.where(bad, jnp.nan, 0.5 * jnp.square(kept).sum((1, 2)))
@@ -119,7 +119,7 @@ def out_of_range(logits: Scores, lengths: Lengths, limit: float = 30.0) -> PerUt
       finite or the length lies outside 0..T.
 
     Raises:
-      ValueError: lengths that are no integers, logits that are not float32.
+      ValueError: lengths that are no integers, logits that are not f32[B, T, P].
     """
     kept, bad = _finite(logits, lengths)
     beyond = jnp.maximum(jnp.abs(kept) - jnp.asarray(limit, kept.dtype), 0.0)

@@ -45,7 +45,8 @@ def lf_mmi(
       denominator: shared (`ops.pack`) or one per utterance.
       leaky: coefficient of the leaky HMM in the denominator (see `ops.log_partition`).
       acoustic_scale: κ.
-      denominator_scale: c; where it is not finite, nothing is valid. κ, b and c may be traced.
+      denominator_scale: c; where it is not finite, nothing is valid. κ, b and c may be traced; b
+        has no derivative.
       log_priors: f32[P], subtracted from the logits of every frame (natural log).
       boost: b, usually 0.05 to 0.1; needs `accuracy`.
       accuracy: f32[B, T, P], what a path earns per frame (see `losses.frame_accuracy`).
@@ -193,6 +194,7 @@ def log_softmax(logits: Scores, lengths: Lengths) -> Scores:
     An utterance with NaN, +inf or nothing but −inf in a valid frame comes out as constant NaN,
     without a gradient.
     """
+    validity.check_logits(logits)
     mask = validity.frame_mask(logits, lengths)
     clean, bad = validity.clean_logits(logits, mask)
     log_probs = jnp.where(mask[:, :, None], jax.nn.log_softmax(clean, axis=-1), 0.0)

@@ -35,7 +35,7 @@ def frame_accuracy(
 
     1 where the class of p is the class of the reference, else 0. Silence follows Kaldi
     (lattice-functions.cc): with `one_silence_class` any silence pdf is right wherever the
-    reference is silence; without it a silence pdf never earns anything.
+    reference is silence; without it a silence pdf is never right.
 
     Args:
       labels: i32[B, T], reference pdfs; −1 or anything else outside 0..P−1 (no reference) earns
@@ -86,8 +86,9 @@ def frame_accuracy(
 
 def _reference(labels: Labels, logits: Scores) -> jax.Array:
     """The labels as i32[B, T], after a look at what was given."""
+    validity.check_logits(logits)
     labels = integers(labels, 'labels')
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+    if labels.shape != logits.shape[:2]:
         raise ValueError(
             f'logits must be [B, T, P] and labels [B, T]; got {logits.shape} and {labels.shape}.'
         )
@@ -149,7 +150,7 @@ def bayes_risk(
     Returns:
       An `Outcome` whose numerator is the denominator's log-partition too (there is one graph).
       Divide value by the frames (or phones) of the reference for a rate. An utterance without a
-      path, or with NaN or infinities in valid frames, has valid=False, a reason, value 0 and
+      path, or with NaN or +inf in valid frames, has valid=False, a reason, value 0 and
       gradient 0; the others are untouched.
 
     Raises:

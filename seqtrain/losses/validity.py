@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seqtrain.ops import NEVER, Graph
-from seqtrain.ops.forward_backward import integers
+from seqtrain.ops.forward_backward import check_array, integers
 from seqtrain.types import Lengths, PerUtterance, Scores, Valid
 
 
@@ -39,7 +39,7 @@ class Outcome:
       numerator: f32[B], log-partition of the numerator as it came (−inf, NaN included).
       denominator: f32[B], log-partition of the denominator as it came.
       occupancy: f32[B, T, P], numerator occupancies where the criterion has them (soft labels
-        for a cross-entropy branch), else None; no gradient.
+        for a cross-entropy branch), else None; 0 where invalid; no gradient.
     """
 
     value: PerUtterance
@@ -70,10 +70,10 @@ def outcome(
       numerator, denominator: f32[B], log-partitions (the same array twice if there is one).
       lengths: i32[B].
       graphs: all graphs whose shortest path must fit.
-      occupancy: passed on.
+      occupancy: f32[B, T, P] or None, before masking.
 
     Returns:
-      An `Outcome`, with value and gradient masked.
+      An `Outcome`, with value, gradient and occupancy masked.
     """
     lengths = integers(lengths, 'lengths')
     shortest = jnp.zeros_like(lengths)
@@ -86,6 +86,8 @@ def outcome(
     broken = jnp.isnan(numerator) | jnp.isnan(denominator) | (both == jnp.inf)
     reason = jnp.where(broken, Reason.NON_FINITE, reason).astype(jnp.int32)
     valid = reason == Reason.OK
+    if occupancy is not None:
+        occupancy = jnp.where(valid[:, None, None], occupancy, 0.0)
     return Outcome(
         value=jnp.where(valid, value, 0.0),
         valid=valid,
@@ -98,7 +100,10 @@ def outcome(
 
 
 def check_logits(logits: Scores) -> None:
-    """Raises ValueError unless the logits are float32, in which sums over frames are safe."""
+    """Raises ValueError unless the logits are f32[B, T, P]: there sums over frames are safe."""
+    check_array(logits, 'logits')
+    if logits.ndim != 3:
+        raise ValueError(f'logits must be [B, T, P]; got {logits.shape}.')
     if logits.dtype != jnp.float32:
         raise ValueError(f'logits must be float32; got {logits.dtype}. Cast them first.')
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seqtrain.ops import cpu, dispatch, gpu, layout, log_domain, scaled
 from seqtrain.ops.graph import Graph
@@ -210,12 +211,36 @@ def check_array(values, name: str) -> None:
         raise ValueError(f'{name} must be an array; got {type(values).__name__}.')
 
 
+def _check_graph(graph: Graph) -> None:
+    """ValueError with a sentence unless the arrays are such as `pack` makes: C++ relies on it."""
+    arcs, batch = np.shape(graph.src), np.shape(graph.src)[:-1]
+    states = (*batch, *np.shape(graph.initial)[-1:])
+    integer, real = 'int32', 'float32'
+    expected = dict.fromkeys(('src', 'dst', 'pdf'), (integer, arcs))
+    expected |= {'weight': (real, arcs), 'initial': (real, states), 'final': (real, states)}
+    expected['min_frames'] = integer, batch
+    if any(x is not None for x in (graph.group, graph.group_dst, graph.group_pdf)):
+        groups = (*batch, *np.shape(graph.group_dst)[-1:])
+        expected['group'] = integer, arcs
+        expected |= dict.fromkeys(('group_dst', 'group_pdf'), (integer, groups))
+    for name, wanted in expected.items():
+        array = getattr(graph, name)
+        found = str(getattr(array, 'dtype', type(array).__name__)), np.shape(array)
+        if found != wanted or len(arcs) not in (1, 2):
+            raise ValueError(
+                f'graph.{name} must be {wanted[0]} of shape {wanted[1]}; got {found[0]} of shape '
+                f'{found[1]}. Take graphs from ops.pack or ops.pack_batch and leave their arrays '
+                'as they are.'
+            )
+
+
 def check(scores, lengths, graph: Graph, leaky: float, backend: str) -> jax.Array:
     """The lengths as an array; ValueError with a sentence where arguments do not fit together."""
     if not isinstance(graph, Graph):
         raise ValueError(
             f'A graph comes from ops.pack or ops.pack_batch; got {type(graph).__name__}.'
         )
+    _check_graph(graph)
     lengths = integers(lengths, 'lengths')
     check_array(scores, 'scores')
     if scores.ndim != 3 or lengths.shape != scores.shape[:1]:

@@ -20,6 +20,9 @@ MAX_RANGE = 80.0
 MAX_GAIN = 16.0
 """The same for the log-weight of an arc above 0; see `scaled.FLOOR`."""
 
+MIN_START = -50.0
+"""The same for the largest initial log-weight: one power of two must lift it; see `scaled.LIFT`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -107,4 +110,6 @@ def wide(graph: Graph):
         return (jnp.isfinite(x) & (jnp.abs(x) > MAX_RANGE)).any(-1)
 
     gains = (jnp.asarray(graph.weight) > MAX_GAIN).any(-1)
+    start = jnp.asarray(graph.initial).max(-1)
+    gains |= jnp.isfinite(start) & (start < MIN_START)
     return gains | beyond(graph.weight) | beyond(graph.initial) | beyond(graph.final)

@@ -15,16 +15,22 @@ from seqtrain.training.batching import Batcher
 from seqtrain.training.prepare import TrainingData
 
 
-def flat_start(data: TrainingData) -> list[np.ndarray]:
+def flat_start(data: TrainingData, silence: bool = True) -> list[np.ndarray]:
     """i32[U] per utterance: silence by energy, speech cut uniformly into the words' phones.
 
     The first pronunciation of every word is taken; an utterance too short for these has no labels
     (−1) until the first realignment. The energy of a frame is the mean of its log-mel features,
     which normalisation shifts and scales but does not reorder much.
+
+    Args:
+      data: the training set.
+      silence: silence may stand between words; else all frames are speech.
     """
     labels = []
     for text, frames in zip(data.features.texts, data.features.features, strict=True):
         speech = bootstrap.energy_speech_mask(frames[:: data.subsampling].mean(-1))
+        if not silence:
+            speech = np.ones_like(speech)
         phones = [p for word in text.split() for p in data.lexicon.variants(word)[0]]
         try:
             labels.append(bootstrap.flat_start_labels(speech, phones, data.topology))

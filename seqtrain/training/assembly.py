@@ -19,6 +19,7 @@ from seqtrain.data import augment, corpora, kaldi
 from seqtrain.data.features import FeatureConfig
 from seqtrain.data.utterance import DataError, Utterance
 from seqtrain.graphs import Lexicon, Topology, arpa
+from seqtrain.graphs.ngram import UNK
 from seqtrain.training import devices, lattice_outer, lattice_stage, prepare, steps
 from seqtrain.training.batching import Batcher
 from seqtrain.training.config import ConfigError, pick, section
@@ -49,7 +50,7 @@ def located(path: str) -> str:
 def load_lexicon(data: ml_collections.ConfigDict) -> Lexicon:
     """The lexicon that the config names, or the corpus's own."""
     if data.lexicon:
-        return Lexicon.read(located(data.lexicon))
+        return Lexicon.read(located(data.lexicon), silence=data.silence)
     if data.corpus == 'kaldi':
         raise DataError(
             'A Kaldi directory has no lexicon of its own: give --config.data.lexicon=FILE, with '
@@ -92,6 +93,24 @@ def training_data(
     )
 
 
+def check_silence(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where silence is searched for that no transcript may have."""
+    graph = config.graph
+    searched = [
+        name
+        for name, probability in {
+            'graph': graph.silence_probability,
+            'lattice': config.lattice.silence_probability,
+        }.items()
+        if probability > 0
+    ]
+    if not graph.optional_silence and searched:
+        raise ValueError(
+            'config.graph.optional_silence=False trains no silence, but '
+            f'config.{searched[0]}.silence_probability searches for it; set that to 0, too.'
+        )
+
+
 def check_language_models(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for an ARPA file that cannot be used, before any training."""
     for name, file in arpa_files(config).items():
@@ -102,7 +121,7 @@ def check_language_models(config: ml_collections.ConfigDict) -> None:
         phones = name == 'lattice' and config.lattice.unit == 'phone'
         lexicon = load_lexicon(config.data)
         units = lexicon.of_phones().words if phones else lexicon.words
-        if not set(model.words) & set(units):
+        if not (set(model.words) & set(units)) - {UNK}:
             raise ValueError(
                 f'config.{name}.word_lm: {file} has no {"phone" if phones else "word"} of the '
                 f'lexicon ({" ".join(units[:3])} ...): take a model of these, spelt as there.'

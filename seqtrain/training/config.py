@@ -183,6 +183,7 @@ def _data() -> ml_collections.ConfigDict:
     part.dev = ''  # the same; looked at while the sequence criterion trains, see sequence.patience
     part.test = 'test'
     part.lexicon = ''  # '' takes the corpus's own
+    part.silence = 'SIL'  # the phone of that file which is silence, written or not
     part.allow_pipes = False  # run the shell commands in the wav.scp of a Kaldi directory
     part.cache_dir = ''  # '' is $SEQTRAIN_CACHE, or ~/.cache/seqtrain
     part.max_train = 0  # use only the first so many utterances; 0 is all
@@ -217,6 +218,7 @@ def _features() -> ml_collections.ConfigDict:
     part.num_mel_bins = 40
     part.cmvn = 'utterance'  # or speaker, none
     part.norm_vars = True
+    part.given = 'fbank'  # or mfcc, other: what feats.scp holds
     part.dither = 1.0
     part.frame_length_ms = 25.0
     part.snip_edges = False  # True: Kaldi's frames, named by the left edges of their windows
@@ -346,7 +348,7 @@ def _lattice() -> ml_collections.ConfigDict:
     part = ml_collections.ConfigDict()
     part.mode = 'decode'  # lattices for every batch; or epoch, outer: kept for a while
     part.epochs_per_lattice = 1
-    part.ahead = True  # made while the device works on the batch before
+    part.ahead = 1  # batches whose lattices are made while the device works; 0: none
     part.beam = 13.0
     part.lattice_beam = 7.0
     part.max_active = 5000

@@ -14,7 +14,7 @@ import ml_collections
 
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
-from seqtrain.data.utterance import Utterance
+from seqtrain.data.utterance import DataError, Utterance
 from seqtrain.decoding import Decoder, score_wer, write_text
 from seqtrain.graphs import DecodingGraph, Lexicon
 from seqtrain.training import assembly, devices, evaluate, recognizer, start
@@ -57,6 +57,7 @@ def run(
       ConfigError: a scale that is not positive, several without references to choose by, phones of
         a run that made no graph for them, or a word model for phones.
       ArpaError: `word_lm` is malformed; names file and line.
+      DataError: no utterance can be decoded.
     """
     if word_lm and unit != 'word':
         raise ConfigError(f'word_lm={word_lm} is a model of words: decode with unit=word.')
@@ -66,7 +67,7 @@ def run(
         folder = workdir.path / 'model'
         files = recognizer.ModelFiles.read(folder)
         records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
-        references = _references(files, folder, records, unit)
+        references = _references(files, folder, kaldi.read_texts(data), unit)
         _check(acoustic_scales, references)
         graph = files.graph(folder, unit)
         if word_lm:
@@ -120,7 +121,7 @@ def _graph(
 def _references(
     files: recognizer.ModelFiles,
     folder: pathlib.Path,
-    records: Sequence[Utterance],
+    texts: dict[str, str],
     unit: str,
 ) -> dict[str, str]:
     """Transcripts by utterance id, in words or phones."""
@@ -130,7 +131,6 @@ def _references(
             f'--config.decode.phone_error_rate=True to have one of phones.'
         )
     lexicon = files.lexicon(folder / 'lexicon.txt')
-    texts = {r.id: r.text for r in records if r.text}
     return evaluate.references(texts, lexicon, phones=unit == 'phone')[unit]
 
 
@@ -155,6 +155,9 @@ def features_of(
     features = feature_lib.compute(records, settings, require_text=False)
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
+    if not features.ids:
+        first = features.skipped[0].reason if features.skipped else 'there are no recordings'
+        raise DataError(f'Nothing can be decoded. The first utterance was skipped: {first}')
     features.check_dim(files.num_inputs)
     return features
 

@@ -187,7 +187,9 @@ def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[st
             for name, text in texts.items()
             if all(word in lexicon.pronunciations for word in text.split())
         }
-        by_unit['phone'] = {name: ' '.join(lexicon.canonical(text)) for name, text in known.items()}
+        by_unit['phone'] = {
+            name: ' '.join(lexicon.canonical(text)) if text else '' for name, text in known.items()
+        }
     return by_unit
 
 

@@ -78,8 +78,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         development.check(config)
         start.is_tied(config)
         by_speaker(config)
+        assembly.feature_config(config)
         assembly.graph_config(config).monophones(1)
         assembly.masks(config)
+        assembly.check_silence(config)
         assembly.check_language_models(config)
         plan(config)
 

@@ -55,7 +55,7 @@ def run(
       path: the folder of a run.
       data: a Kaldi data directory with `text`.
       out: folder for the alignments; made when missing.
-      lexicon_file: pronunciations in the run's phones; '' takes the run's lexicon.
+      lexicon_file: pronunciations in the run's phones, of words beside those of the run.
       reference: CTM of phones to compare with; '' compares with nothing.
       tolerance_ms: how far apart boundaries may lie.
 
@@ -65,11 +65,13 @@ def run(
     Raises:
       DataError: no utterance can be aligned, or the features are not the network's.
       LexiconError: a phone that the run does not know; names file and line.
-      CtmError: a malformed reference; names file and line.
+      CtmError: a malformed reference; names file and line. Or one of other utterances or phones.
     """
     given = alignment_files.read_ctm(reference) if reference else None
     config, settings, num_inputs, aligner = _loaded(path, lexicon_file)
     records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
+    if given is not None:
+        _check_reference(reference, given, {r.id for r in records}, aligner.lexicon.phones)
     features = feature_lib.compute(records, settings)
     features.check_dim(num_inputs)
     subsampling = aligner.network.subsampling
@@ -206,13 +208,29 @@ def _loaded(
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
         files = recognizer.ModelFiles.read(workdir.path / 'model')
-        lexicon = files.lexicon(lexicon_file or workdir.path / 'model' / 'lexicon.txt')
+        lexicon = files.lexicon(workdir.path / 'model' / 'lexicon.txt')
+        if lexicon_file:
+            lexicon = lexicon.with_words(files.lexicon(lexicon_file).pronunciations)
         topology = start.topology(config, len(lexicon.phones), workdir.path)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, _ = recognizer.trained(config, workdir.path, params)
     settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
     aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
     return config, settings, files.num_inputs, aligner
+
+
+def _check_reference(
+    file: str, given: Mapping[str, Sequence[Interval]], ids: set[str], phones: Sequence[str]
+) -> None:
+    """Raises CtmError for a reference that there is nothing to compare with."""
+    labels = {one.label for spoken in given.values() for one in spoken}
+    for what, theirs, ours in (('utterance', set(given), ids), ('phone', labels, set(phones))):
+        if not theirs & ours:
+            examples = (' '.join(sorted(names)[:2]) or 'nothing' for names in (theirs, ours))
+            raise alignment_files.CtmError(
+                f'{file} has no {what} of these data: {next(examples)} ... there, {next(examples)} '
+                '... here. Times are counted from the beginning of each utterance, under its id.'
+            )
 
 
 def _write(

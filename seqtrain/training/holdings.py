@@ -153,7 +153,7 @@ class Holdings:
 
     def _first_labels(self, number: int, data: prepare.TrainingData) -> list[np.ndarray]:
         if self._first is None:
-            return align.flat_start(data)
+            return align.flat_start(data, self._config.graph.optional_silence)
         joined = self._first[number]
         if len(joined) != data.output_lengths.sum():
             raise DataError(

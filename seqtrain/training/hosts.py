@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def make_brief(config: ml_collections.ConfigDict, data: TrainingData) -> Brief:
     """What the processes are told of the training set; nothing of an utterance is in it."""
     features = data.features
-    texts, lexicon = features.texts, data.lexicon
+    texts, lexicon = features.transcripts, data.lexicon
     return Brief(
         config.to_dict(),
         tuple(_pools(config, data)),

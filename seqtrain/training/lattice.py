@@ -46,8 +46,8 @@ class LatticeConfig:
         utterances.
       epochs_per_lattice: of 'epoch' and 'outer'; lattices are made anew in epochs that this
         divides.
-      ahead: the next batch's lattices are made while the device works on this one: their
-        parameters are then one update older.
+      ahead: for how many of its next batches a replica makes lattices while the device works: their
+        parameters are then so many updates older. 0 makes them when it is a batch's turn.
       beam, lattice_beam, max_active: of the search (Kaldi's make_denlats.sh: 13, 7, 5000).
       acoustic_scale: κ, in the search and in the criterion.
       unit: what competes: 'word', sequences of words; 'phone', those of phones, whatever words
@@ -63,7 +63,7 @@ class LatticeConfig:
 
     mode: str = 'decode'
     epochs_per_lattice: int = 1
-    ahead: bool = True
+    ahead: int = 1
     beam: float = 13.0
     lattice_beam: float = 7.0
     max_active: int = 5000
@@ -85,6 +85,8 @@ class LatticeConfig:
         for name in ('max_active', *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; at least 1.')
+        if self.ahead < 0:
+            raise ValueError(f'config.lattice.ahead is {self.ahead}; at least 0.')
         for name in ('beam', 'lattice_beam', 'acoustic_scale'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'config.lattice.{name} is {getattr(self, name)}; above 0.')

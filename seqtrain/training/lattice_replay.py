@@ -1,14 +1,15 @@
 """Lattices once more, for a replay: made by the parameters that made them in the run.
 
-With `lattice.ahead` those are the ones of the replica's push before, if it had one in this stage
-and knew already what would come next (towards the end it may have had nothing, until another one
-failed); otherwise those of the push itself: the event log has the lattices' age. Modes that keep
-lattices cannot be replayed: which replica made the lattices of an utterance, and when, is not in
-the log.
+With `lattice.ahead` = k those are the ones of the replica's k-th push before, or of its first one
+in this stage; or of a later one where it did not know yet what would come next (towards the end it
+may have had nothing, until another one failed): the event log has the lattices' age. Modes that
+keep lattices cannot be replayed: which replica made the lattices of an utterance, and when, is not
+in the log.
 """
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import jax
@@ -32,24 +33,24 @@ class LatticeReplay:
             )
         self._ahead = work.config.ahead
         self._source = LatticeSource(work, jax.devices()[0], lambda key, call: False)
-        self._last: dict[int, tuple[Event, Any]] = {}
+        self._pushes: dict[int, collections.deque[tuple[Event, Any]]] = {}
 
     def begin(self, event: Event, params: Any) -> Any:
         """Takes note of a push; returns the parameters that made its first batch's lattices."""
-        last = self._last.get(event.worker)
-        self._last[event.worker] = (event, params)
-        if not self._ahead or last is None or last[0].life != event.life:
-            return params
-        before, made_by = last
-        if event.s2 == 0 and age(_versions(event), _versions(before)) > 0:
-            return params  # nobody had begun them
-        if event.seq != before.seq + 1:
-            raise ReplayError(
-                f'Replica {event.worker} pushed {before.seq + 1} before {event.seq}, but no shard '
-                'logged it: the parameters that made the next lattices are lost, and the run '
-                'cannot be replayed.'
-            )
-        return made_by
+        before = self._pushes.setdefault(event.worker, collections.deque(maxlen=self._ahead + 1))
+        if before and before[-1][0].life != event.life:
+            before.clear()
+        before.append((event, params))
+        for push, made_by in before:
+            if event.seq - push.seq > self._ahead:
+                continue  # others between them were not logged
+            if age(_versions(event), _versions(push)) == event.s2:
+                return made_by
+        raise ReplayError(
+            f'No logged push of replica {event.worker} pulled the parameters that made the '
+            f'lattices of its push {event.seq}, {event.s2} versions older than its own: a push '
+            'whose shards were all killed is in no log, and the run cannot be replayed.'
+        )
 
     def complete(self, lease: Lease, batch: HostBatch, params: Any) -> HostBatch:
         """The batch with lattices made by `params`."""

@@ -102,7 +102,7 @@ class LatticeWork:
         """How many leases a source wants to know beyond the one that it is asked for."""
         if self.config.mode == 'outer':
             return self.config.batches_per_block - 1 + self.config.ahead
-        return int(self.config.ahead)
+        return self.config.ahead
 
     def source(self, device: jax.Device, compile: Compile) -> LatticeSource:
         """A replica's source."""

@@ -1,7 +1,8 @@
 """From recordings to what the replicas hold: features, transcripts as graphs, batch shapes.
 
 Everything here runs once, on the host, before the first update. Utterances that cannot be used
-are left out here, each with a reason; nothing later has to look at them again.
+are left out here, each with a reason. (One that is a frame or two too short for the pronunciations
+that the phone model has drawn is masked and named when it is trained on.)
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def training_data(
     features = feature_lib.compute_copies(utterances, feature_config, copies, cache_dir)
     topology = topology or graph_config.monophones(len(lexicon.phones))
     features = usable(features, lexicon, topology, subsampling)
-    phone_lm = estimate_phone_lm(features.texts, lexicon, graph_config)
+    phone_lm = estimate_phone_lm(features.transcripts, lexicon, graph_config)
     graphs = numerators(features.texts, lexicon, topology, phone_lm, graph_config)
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
@@ -212,9 +213,15 @@ def numerators(
 
 
 def estimate_phone_lm(texts: Sequence[str], lexicon: Lexicon, config: GraphConfig) -> PhoneLm:
-    """The denominator's phone model, from the transcripts alone (no alignment is needed)."""
+    """The denominator's phone model, from the transcripts alone (no alignment is needed).
+
+    Args:
+      texts: one per recording: what is said more often is more likely, and more of its
+        pronunciations are drawn.
+      lexicon, config: see there.
+    """
     phones = training_phones(
-        list(dict.fromkeys(texts)),
+        texts,
         lexicon,
         samples=5,
         seed=config.seed,

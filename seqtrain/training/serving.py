@@ -253,11 +253,12 @@ def policy(config: ml_collections.ConfigDict) -> exchange.Policy:
             f'config.exchange.backup_replicas is {backups}: it needs mode=sync and must be '
             f'smaller than num_replicas, which is {settings.num_replicas}.'
         )
+    bounded = settings.mode == 'async' and settings.max_staleness >= 0
     return exchange.Policy(
         mode=settings.mode,
         num_workers=settings.num_replicas,
         quorum=settings.num_replicas - backups if backups else None,
-        max_staleness=None if settings.max_staleness < 0 else settings.max_staleness,
+        max_staleness=settings.max_staleness if bounded else None,
         on_stale=settings.on_stale,
     )
 

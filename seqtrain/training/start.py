@@ -146,7 +146,7 @@ def begin(config: ml_collections.ConfigDict, folder: pathlib.Path, keep: bool = 
         return _after_monophones(config, folder, keep)
     data = assembly.training_data(config)
     network, params = assembly.network(config, data.features.dim, data.topology.num_pdfs)
-    return Start(data, network, params, align.flat_start(data))
+    return Start(data, network, params, align.flat_start(data, config.graph.optional_silence))
 
 
 def resume(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start:

@@ -301,3 +301,55 @@ def test_half_an_hour_of_real_speech_takes_seconds(data_dir):
     assert not result.skipped
     assert result.sample_rate == 8000
     assert all(np.isfinite(x).all() for x in result.features)
+
+
+def mfcc(record, num_ceps):
+    samples, rate = record.decode()
+    options = knf.MfccOptions()
+    options.frame_opts.samp_freq = rate
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = False
+    options.mel_opts.num_bins, options.num_ceps, options.use_energy = 23, num_ceps, False
+    computer = knf.OnlineMfcc(options)
+    computer.accept_waveform(rate, samples)
+    computer.input_finished()
+    frames = np.array([computer.get_frame(t) for t in range(computer.num_frames_ready)])
+    return Utterance(record.id, record.speaker, record.text, features=frames)
+
+
+def test_given_mfcc_become_the_log_mel_bands_that_they_were_made_of(make_utterance):
+    config = FeatureConfig(num_mel_bins=23, cmvn='none', dither=0.0)
+    records = [make_utterance('a'), make_utterance('b', seed=1)]
+    computed = features.compute(records, config)
+    given = dataclasses.replace(config, given='mfcc')
+    all_kept = features.compute([mfcc(record, 23) for record in records], given)
+    for ours, theirs in zip(all_kept.features, computed.features, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    smoothed = features.compute([mfcc(record, 13) for record in records], given)
+    assert smoothed.dim == 23
+    for ours, theirs in zip(smoothed.features, computed.features, strict=True):
+        np.testing.assert_allclose(ours.mean(1), theirs.mean(1), atol=2e-3)  # the energy is whole
+
+
+def test_given_mfcc_are_not_taken_for_log_mel_bands(make_utterance):
+    record = speech_like(make_utterance)
+    config = FeatureConfig(num_mel_bins=23)
+    with pytest.raises(DataError, match=r'look like MFCC.*--config\.features\.given=mfcc'):
+        features.compute([mfcc(record, 13)], config)
+    as_they_are = features.compute([mfcc(record, 13)], dataclasses.replace(config, given='other'))
+    assert as_they_are.dim == 13
+    bands = features.compute([record], dataclasses.replace(config, cmvn='none')).features[0]
+    given = dataclasses.replace(record, audio=None, features=bands)
+    assert features.compute([given], config).dim == 23
+    with pytest.raises(DataError, match="given is 'plp'; use one of fbank, mfcc, other"):
+        FeatureConfig(given='plp')
+
+
+def speech_like(make_utterance):
+    """Two seconds of noise that comes and goes, as loudness does."""
+    rng = np.random.default_rng(0)
+    loud = np.repeat(10.0 ** rng.uniform(0, 3, 40), 400)
+    file = io.BytesIO()
+    samples = (loud * rng.standard_normal(16000)).astype(np.int16)
+    soundfile.write(file, samples, 8000, format='WAV', subtype='PCM_16')
+    return make_utterance('loud', audio=file.getvalue())

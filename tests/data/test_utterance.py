@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -93,3 +94,13 @@ def test_two_channels_are_an_error():
 def test_no_samples_are_an_error(make_audio):
     with pytest.raises(utterance.AudioError, match='0 samples'):
         utterance.decode(make_audio(seconds=0, container='WAV'))
+
+
+@pytest.mark.parametrize('more', [8, 1])
+def test_a_header_that_counts_too_many_bytes_is_no_truncation(make_audio, more):
+    encoded = bytearray(make_audio(container='WAV'))
+    encoded[4:8] = struct.pack('<I', len(encoded) - 8 + more)
+    samples, _ = utterance.decode(bytes(encoded))
+    assert len(samples) == 8000
+    with pytest.raises(utterance.AudioError, match='truncated'):
+        utterance.decode(bytes(encoded[:-2]))

@@ -210,6 +210,22 @@ def test_a_shard_that_fails_ends_the_wait_of_all(mode, what):
         server.snapshot()
 
 
+def test_what_waited_while_a_shard_failed_is_not_handled():
+    failures = []
+
+    def clock():
+        for error in failures:  # of another replica's message, which has the lock
+            server._fail(0, error)
+        return 0.0
+
+    server = exchange.LocalServer(START, 1, rules.sgd(1.0), clock=clock)
+    server.deliver(0, messages.Join(0))
+    failures.append(OSError(28, 'No space left on device'))
+    with pytest.raises(exchange.ExchangeError, match='shard 0 failed'):
+        server.deliver(0, messages.Push(0, 0, 0, ONES['w']))
+    assert server._shards[0].version == 0
+
+
 @pytest.mark.parametrize('policy', [{'max_staleness': 0}, {'mode': 'sync'}], ids=str)
 def test_nobody_waits_for_a_client_whose_thread_failed(policy):
     with exchange.LocalServer(START, 2, rules.sgd(1.0), Policy(num_workers=2, **policy)) as server:
@@ -247,6 +263,28 @@ def test_who_does_not_join_again_after_restore_loses_its_lease():
         server.expire_silent()
         assert server._shards[0].gone == {0}
         alive.close()
+
+
+def test_who_has_just_spoken_keeps_its_lease():
+    now, speaks = 0.0, []
+
+    def clock():
+        if speaks:
+            speaks.pop()()  # in the middle of another replica's look at the leases
+        return now
+
+    server = exchange.LocalServer(
+        START, 1, rules.sgd(1.0), Policy(num_workers=2), lease_s=10.0, clock=clock
+    )
+    server.deliver(0, messages.Join(0))
+    server.heard(0)
+    now = 11.0
+    speaks.append(lambda: server.heard(0))
+    server.expire_silent()
+    assert server._shards[0].members[0].present
+    now = 22.0
+    server.expire_silent()
+    assert not server._shards[0].members[0].present
 
 
 @pytest.mark.parametrize('lease_s', [0, -1.0, float('nan')])

@@ -46,6 +46,18 @@ def test_other_float_types_come_back_as_they_were():
     np.testing.assert_array_equal(back['f'], tree['f'])
 
 
+def test_what_single_precision_cannot_hold_is_refused_or_becomes_infinite():
+    tree = {'w': np.array([0.1, 1e38])}
+    partition = Partition.make(tree, 1)
+    (shard,) = partition.split(tree)
+    np.testing.assert_array_equal(shard, np.float32([0.1, 1e38]))
+    (update,) = partition.split({'w': np.array([1.0, -1e300])})
+    np.testing.assert_array_equal(update, [1.0, -np.inf])
+    for wrong in (1e300, np.nan):
+        with pytest.raises(PartitionError, match=r"'w'\] of dtype float64 .* scale it"):
+            Partition.make({'w': np.array([1.0, wrong])}, 1)
+
+
 def test_wrong_trees_get_a_sentence():
     tree = {'a': np.zeros(3, np.float32), 'b': np.zeros((2, 2), np.float32)}
     partition = Partition.make(tree, 2)

@@ -1,5 +1,6 @@
 """The `ray` transport with real processes. Slow (Ray takes seconds to start); quick parts first."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ from seqtrain import exchange
 from seqtrain.exchange import Policy, replay, rules
 from seqtrain.exchange.transport import cluster, ray_lines
 from seqtrain.exchange.transport import ray as ray_transport
+from seqtrain.exchange.transport.shard_host import ShardHost
 
 START = {'w': np.zeros(6, np.float32)}
 
@@ -144,6 +146,104 @@ def test_shards_end_though_on_event_had_failed(monkeypatch):
     assert len(done) == 3
 
 
+class Away:
+    """A shard that Ray is just starting again: the first calls of each kind find nobody."""
+
+    def __init__(self, error):
+        self._error, self.calls, self.missed = error, [], 1
+
+    def __getattr__(self, method):
+        def remote(*args):
+            self.calls.append(method)
+            if self.calls.count(method) <= self.missed:
+                return self._error
+            return exchange.Params(-1, 5, np.zeros(6, np.float32)) if method == 'read' else 'done'
+
+        return types.SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def server_away(monkeypatch):
+    """A server of one shard that is away."""
+    errors = pytest.importorskip('ray').exceptions
+
+    def get(answer):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    fake = types.SimpleNamespace(get=get, exceptions=errors)
+    monkeypatch.setattr(ray_transport, 'load_ray', lambda: fake)
+    server = object.__new__(ray_transport.RayServer)
+    server._actors = [Away(errors.ActorUnavailableError('it is being started again', None))]
+    server.partition = exchange.Partition.make(START, 1)
+    server._watcher, server._watched, server._directory = None, False, 'a directory'
+    return server
+
+
+def test_what_may_be_repeated_waits_for_a_shard_that_comes_back(server_away):
+    assert server_away.params().versions.numbers == (5,)
+    assert server_away.snapshot() == ['done']
+    server_away.expire(0)
+    server_away.expect([0])
+    server_away.check()
+    server_away.restore([{}])
+    methods = ['read', 'snapshot', 'expire', 'expect', 'check', 'restore']
+    assert server_away._actors[0].calls == [method for method in methods for _ in range(2)]
+
+
+def test_a_shard_that_cannot_come_back_is_not_waited_for(server_away):
+    server_away._directory, server_away._actors[0].missed = None, 99
+    with pytest.raises(exchange.ExchangeError, match='directory'):
+        server_away.snapshot()
+
+
+def test_snapshots_of_another_number_of_shards_are_refused_with_a_sentence(server_away):
+    with pytest.raises(ValueError, match='number of shards that the checkpoint'):
+        server_away.restore([{}, {}])
+
+
+def test_events_that_went_to_on_event_are_not_kept_for_anybody_else(server_away):
+    server_away._directory, server_away._watched = None, True
+    with pytest.raises(exchange.ExchangeError, match='went to on_event'):
+        server_away.events()
+
+
+def test_events_are_let_go_once_they_were_fetched(monkeypatch):
+    monkeypatch.setattr(
+        ray_lines,
+        'load_ray',
+        lambda: types.SimpleNamespace(get=lambda x: x, exceptions=types.SimpleNamespace()),
+    )
+    heard = []
+    watcher = object.__new__(ray_lines.Watcher)
+    watcher._on_event, watcher._seen = heard.append, {}
+    for process in range(2):  # the second is one that was started again
+        monkeypatch.setattr(os, 'getpid', lambda process=process: process)
+        shard = ShardHost(0, np.zeros(6, np.float32), rules.sgd(0.1), Policy())
+        ask = types.SimpleNamespace(remote=lambda *args, of=shard: asyncio.run(of.events(*args)))
+        watcher._actors = [types.SimpleNamespace(events=ask)]
+        asyncio.run(shard.call([exchange.Join(0)]))
+        for seq in range(3):
+            push = exchange.Push(0, seq, seq, np.ones(6, np.float32))
+            asyncio.run(shard.call([push]))
+            watcher._fetch()
+            assert len(shard._events) == (2 if seq == 0 else 1)
+        watcher._fetch()
+        assert shard._events == []
+    assert [event.kind for event in heard] == ['joined', *['applied'] * 3] * 2
+
+
+def test_events_that_nobody_asks_for_are_not_kept(tmp_path):
+    options = {'directory': str(tmp_path), 'keep_events': False}
+    shard = ShardHost(0, np.zeros(6, np.float32), rules.sgd(0.1), Policy(), **options)
+    asyncio.run(shard.call([exchange.Join(0)]))
+    assert asyncio.run(shard.events()) == (os.getpid(), [])
+    asyncio.run(shard.close())
+    _, events = exchange.eventlog.read(tmp_path / 'shard-0.events.jsonl')
+    assert [event.kind for event in events] == ['joined']
+
+
 @pytest.mark.parametrize('lease_s', [0, -1.0])
 def test_a_lease_that_nobody_could_keep_is_refused(lease_s):
     with pytest.raises(ValueError, match='lease_s is'):
@@ -220,10 +320,12 @@ def test_a_killed_shard_comes_back_with_the_current_rule(ray_here, tmp_path):
 
 
 @pytest.mark.slow
-def test_sync_over_processes_equals_sync_in_threads(ray_here):
+def test_sync_over_processes_equals_sync_in_threads(ray_here, tmp_path):
     policy = Policy(mode='sync', num_workers=2)
     heard = []
-    with ray_here.RayServer(START, 2, rules.sgd(0.1), policy, on_event=heard.append) as server:
+    with ray_here.RayServer(
+        START, 2, rules.sgd(0.1), policy, directory=str(tmp_path), on_event=heard.append
+    ) as server:
         path = str(pathlib.Path(__file__).parent)
         ray_here.run_replicas(server, replica, 2, (10,), env={'PYTHONPATH': path})
         over_ray = server.params()
@@ -247,13 +349,9 @@ def test_sync_over_processes_equals_sync_in_threads(ray_here):
 
 
 def _wait_for_generation(server, generation):
-    """Until shard 0 is back: a killed process may still answer, then nobody does for a while."""
-    from ray.exceptions import RayActorError
-
-    while True:
-        with contextlib.suppress(RayActorError):
-            if server.params().versions.generations[0] == generation:
-                return
+    """Until shard 0 is back: a killed process may still answer for a while."""
+    while server.params().versions.generations[0] != generation:
+        pass
 
 
 def _pull_for_ever(client):

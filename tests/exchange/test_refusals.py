@@ -73,3 +73,16 @@ def test_an_unknown_worker_is_told_what_to_do():
             client.latest()
         with pytest.raises(exchange.ExchangeError, match='raise num_workers'):
             client.close()
+
+
+@pytest.mark.parametrize('wrong', [{'codec': 'int4'}, {'queue_size': 0}, {'speed': 1}], ids=str)
+def test_a_client_that_cannot_be_made_replaces_nobody(wrong):
+    with exchange.LocalServer(START, 1, rules.sgd(1.0)) as server:
+        with server.connect(0) as client:
+            versions = client.latest().versions
+            with pytest.raises((ValueError, TypeError)):
+                server.connect(0, **wrong)
+            client.push(ONES, versions)
+            client.flush()
+        assert server.params().versions.numbers == (1,)
+        assert server._channels == {}

@@ -67,14 +67,20 @@ def assert_same(server, stores):
 )
 def test_a_threaded_run_replays_to_the_same_bits(policy, tmp_path):
     rule = optax.chain(rules.scale_by_frames(), rules.dc_asgd_adaptive(0.01))
+    heard = []
     with (
         EventLog(tmp_path / 'events.jsonl', {'seed': 3}) as log,
-        exchange.LocalServer(START, 2, rule, policy, on_event=log.append) as server,
+        exchange.LocalServer(
+            START, 2, rule, policy, on_event=lambda event: (heard.append(event), log.append(event))
+        ) as server,
     ):
         record(server, 3, 15)
         header, events = eventlog.read(tmp_path / 'events.jsonl')
         assert header == {'seed': 3}
-        assert events == server.events()
+        assert events == heard
+        assert server._events == []  # who listens keeps them
+        with pytest.raises(exchange.ExchangeError, match='went to on_event'):
+            server.events()
         assert_same(server, replay(events, START, 2, rule, gradient))
 
 
@@ -243,6 +249,8 @@ def test_a_resumed_run_replays_from_its_checkpoint():
         server.restore(saved)
         record(server, 2, 5, first_seq=5)
         stores = replay(server.events(), START, 2, rule, gradient, snapshots=saved)
+        with pytest.raises(exchange.ReplayError, match='1 snapshots for 2 shards; give one'):
+            replay(server.events(), START, 2, rule, gradient, snapshots=saved[:1])
         assert_same(server, stores)
 
 

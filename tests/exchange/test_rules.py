@@ -157,6 +157,11 @@ def test_delayed_nesterov():
     np.testing.assert_allclose(got, [[-2], [-4.5], [-5.5], [-6.75]])
 
 
+def test_a_period_that_never_comes_round_is_refused():
+    with pytest.raises(ValueError, match='period is 0; give'):
+        rules.delayed_nesterov(1.0, 0)
+
+
 def test_delayed_nesterov_of_period_one_is_nesterov():
     script = [(0, [4]), (0, [-2]), (2, [1])]
     nesterov = optax.sgd(0.5, 0.9, nesterov=True)

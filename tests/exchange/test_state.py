@@ -98,6 +98,8 @@ def test_something_that_is_no_message_is_a_type_error():
         {'quorum': 2},
         {'max_staleness': -1},
         {'on_stale': 'shrug'},
+        {'quorum': 1},
+        {'max_staleness': 0, 'mode': 'sync'},
     ],
 )
 def test_impossible_policies_are_refused(wrong):
@@ -161,6 +163,36 @@ def test_a_dead_replica_frees_its_ticket():
     state.handle(Pull(0))
     assert state.handle(Pull(1)) == []
     assert kinds(state.handle(Leave(0))) == [(Params, 1)]
+
+
+@pytest.mark.parametrize('bad', [{'value': np.nan}, {'frames': 0.0}], ids=str)
+def test_a_refused_push_has_spent_its_ticket(bad):
+    state = make(num_workers=2, max_staleness=0)
+    for worker in range(2):
+        state.handle(Join(worker))
+    state.handle(Pull(0))
+    assert state.handle(Pull(1)) == []
+    assert kinds(state.handle(push(0, 0, 0, **bad))) == [(Reject, 0), (Params, 1)]
+    assert kinds(state.handle(push(1, 0, 0))) == [(Ack, 1)]
+    state.check()
+
+
+def test_what_is_none_of_its_business_leaves_a_replicas_ticket_alone():
+    state = make(num_workers=3, max_staleness=1)
+    for worker in range(3):
+        state.handle(Join(worker, life=1))
+    state.handle(Pull(0, life=1))
+    state.handle(Pull(1, life=1))
+    assert state.handle(push(1, 0, 0, life=1)) != []
+    state.handle(Pull(1, life=1))
+    assert state.handle(push(1, 1, 1, life=1)) == []  # waits for replica 0, whose work is older
+    before = list(state.tickets._out)
+    wrong = [{'life': 0}, {'generation': 1, 'life': 1}]
+    late = [push(1, 2, 1, life=1), *(push(1, 2, 1, **one) for one in wrong)]
+    for one in [*late, push(0, 0, 0), push(0, 0, 0, generation=1, life=1)]:
+        assert kinds(state.handle(one)) == [(Reject, one.worker)]
+        assert state.tickets._out == before
+    assert kinds(state.handle(push(0, 0, 0, life=1))) == [(Ack, 0), (Ack, 1)]
 
 
 def test_a_push_without_a_ticket_is_best_effort():

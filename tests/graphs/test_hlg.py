@@ -151,15 +151,20 @@ def test_a_graph_that_cannot_be_written_is_an_error(lexicon, tmp_path):
         graph.write(tmp_path / 'graph.fst')
 
 
-def test_words_without_pronunciation(lexicon):
+def test_words_without_pronunciation(lexicon, caplog):
     topology = Topology.make('chain', 3)
     lm = NGramLm.estimate([['x', 'q'], ['r', '<unk>']], 2)
     with pytest.raises(OovError, match='q r'):
         decoding_graph(lexicon, topology, lm)
     graph = decoding_graph(lexicon, topology, lm, skip_oov=True)
     assert graph.words == ('<eps>', 'x')
+    assert '2 of 4 words of the language model have no pronunciation' in caplog.text
+    assert 'recognised (q r ...): 50.0 %' in caplog.text
     with pytest.raises(ValueError, match='No word of the language model'):
         decoding_graph(lexicon, topology, NGramLm.uniform(['q']), skip_oov=True)
+    noisy = Lexicon.from_dict({'X': 'a', '<unk>': 'b'})  # words in capitals, the model's are not
+    with pytest.raises(ValueError, match='No word of the language model'):
+        decoding_graph(noisy, topology, lm, skip_oov=True)
 
 
 def test_unknown_words_that_have_a_pronunciation_are_kept():

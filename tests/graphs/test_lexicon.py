@@ -49,6 +49,12 @@ def test_reading_the_real_ones(data_dir):
         ('YES Y\nA\u00a0B X Y\n', None, r"lexicon\.txt:2: a no-break space in 'A\\xa0B X Y'"),
         ('A\u202fB X Y\n', None, r'lexicon\.txt:1: a no-break space'),
         ('YES 0.5 Y\n', ('SIL', 'Y'), r'lexicon\.txt:1: 0\.5 is a probability, not a phone'),
+        ('YES 1 Y EH S\nNO 1 N OW\n', None, r'lexicon\.txt: 1 stands after every word'),
+        (';;; # CMUdict\n', None, r'lexicon\.txt:1: take out the comment'),
+        ('YES Y EH S # place\n', None, r'lexicon\.txt:1: take out the comment'),
+        ('A EY\nA(2) AH\n', None, r"no transcript says 'A\(2\)': write it as another line of 'A'"),
+        ('<s> SIL\nYES Y\n', None, r'<s> is added by language models'),
+        ('YES Y\nPAUSE sil\n', None, "a phone 'sil' beside the silence phone 'SIL'"),
     ],
 )
 def test_bad_files_name_the_line(tmp_path, text, phones, message):
@@ -56,6 +62,21 @@ def test_bad_files_name_the_line(tmp_path, text, phones, message):
     path.write_text(text)
     with pytest.raises(LexiconError, match=message):
         Lexicon.read(path, phones=phones)
+
+
+def test_silence_by_another_name(tmp_path):
+    path = tmp_path / 'lexicon.txt'
+    path.write_text('YES Y\nPAUSE sil\n(1) W\n')
+    assert Lexicon.read(path, silence='sil').phones == ('sil', 'W', 'Y')
+
+
+def test_further_words_of_the_same_phones(lexicon):
+    both = lexicon.with_words({'z': [('a', 'b')], 'w': [('b',)]})
+    assert both.phones == lexicon.phones
+    assert both.variants('z') == ((1, 2),)
+    assert both.words == ('w', 'x', 'y', 'z')
+    with pytest.raises(LexiconError, match='outside of the phone set: c'):
+        lexicon.with_words({'w': [('c',)]})
 
 
 def test_phones_may_be_numbers(tmp_path):

@@ -123,6 +123,23 @@ def test_half_precision_is_refused(kind):
             loss(logits)
 
 
+@pytest.mark.parametrize(
+    'loss',
+    [
+        lambda x: losses.cross_entropy(x, jnp.zeros((2, 3), jnp.int32), jnp.array([3, 3])),
+        lambda x: losses.output_l2(x, jnp.array([3, 3])),
+        lambda x: losses.out_of_range(x, jnp.array([3, 3])),
+        lambda x: losses.ctc(x, jnp.array([3, 3]), None),
+    ],
+)
+def test_logits_that_are_none_get_a_sentence(loss):
+    for wrong in (jnp.zeros((2, 3)), jnp.zeros((2, 3, 4, 5))):
+        with pytest.raises(ValueError, match=r'logits must be \[B, T, P\]'):
+            loss(wrong)
+    with pytest.raises(ValueError, match='logits must be an array; got list'):
+        loss([[[0.0]] * 3] * 2)
+
+
 def test_penalties():
     logits = jnp.array([[[3.0, -4.0], [100.0, 0.0]]])
     np.testing.assert_allclose(losses.output_l2(logits, jnp.array([1])), [12.5])

@@ -97,6 +97,10 @@ def test_infeasible_utterances_have_a_reason_and_no_gradient(batch):
     assert np.any(gradient[0])
     assert np.any(gradient[4])
     np.testing.assert_array_equal(out.value[1:4], 0)
+    # An utterance that the denominator alone has no path for: its numerator teaches nothing, too.
+    one = losses.lf_mmi(jnp.asarray(logits[:1]), [5], ops.pack_batch(fsas[:1]), ops.pack(exact))
+    assert one.reason.tolist() == [Reason.NO_PATH]
+    assert not np.any(one.occupancy)
 
 
 def test_finite_differences(batch):

@@ -175,6 +175,19 @@ def test_bad_input_gets_a_sentence():
 
 
 @pytest.mark.parametrize('name', ['smbr', 'mpe'])
+def test_logits_that_are_none_get_a_sentence(setting, name):
+    fsas, logits, labels, lengths = setting
+    den, more = ops.pack(fsas[0]), [range(3)] if name == 'mpe' else []
+    for wrong, message in (
+        (logits.tolist(), 'logits must be an array; got list'),
+        (logits[0], r'logits must be \[B, T, P\]'),
+        (jnp.asarray(logits, jnp.float16), 'logits must be float32'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(losses, name)(wrong, lengths, labels, den, *more)
+
+
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
 def test_labels_and_denominator_in_the_wrong_order_get_a_sentence(setting, name):
     fsas, logits, labels, lengths = setting
     phones = {'phones': range(logits.shape[2])} if name == 'mpe' else {}

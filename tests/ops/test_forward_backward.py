@@ -225,6 +225,47 @@ def test_bad_input_gets_a_sentence(change, message):
         ops.log_partition(**{'graph': graph, **given_, **change})
 
 
+def _cast(dtype, *names):
+    return lambda graph: {name: getattr(graph, name).astype(dtype) for name in names}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (_cast(jnp.bfloat16, 'weight'), 'graph.weight must be float32 .* got bfloat16'),
+        (_cast(jnp.float16, 'initial', 'final'), 'graph.initial must be float32'),
+        (_cast(jnp.int16, 'src', 'dst', 'pdf'), 'graph.src must be int32 .* got int16'),
+        (_cast(np.uint32, 'min_frames'), 'graph.min_frames must be int32'),
+        (lambda graph: {'weight': graph.weight[..., :1]}, 'ops.pack_batch and leave'),
+        (lambda graph: {'final': graph.final[..., :1]}, 'graph.final'),
+        (lambda graph: {'min_frames': graph.min_frames[None]}, 'graph.min_frames'),
+        (lambda graph: {'pdf': [0, 1]}, 'graph.pdf must be int32 .* got list'),
+        (lambda graph: {'src': graph.src[None, None]}, 'graph.src'),
+    ],
+)
+@pytest.mark.parametrize('batched', [False, True])
+def test_graphs_that_were_tampered_with_get_a_sentence(change, message, batched):
+    fsa = Fsa([0, 0], [0, 1], [0, 1], [-0.1, -0.2], [0.0, -1.0], [0.0, -2.0])
+    graph = jax.tree.map(jnp.asarray, ops.pack_batch([fsa] * 2) if batched else ops.pack(fsa))
+    spoilt = dataclasses.replace(graph, **change(graph))
+    scores, lengths = jnp.zeros((2, 3, 2)), jnp.full(2, 3)
+    for call in (ops.log_partition, ops.occupancies, ops.viterbi):
+        with pytest.raises(ValueError, match=message):
+            call(scores, lengths, spoilt)
+    with pytest.raises(ValueError, match=message):
+        ops.expected_accuracy(scores, lengths, spoilt, scores)
+
+
+def test_groups_that_do_not_fit_get_a_sentence():
+    graph = ops.pack(Fsa([0, 1], [0, 0], [0, 0], [0.0, 0.0], [0.0, 0.0], [0.0, -1.0]))
+    assert graph.group is not None
+    for name in ('group', 'group_dst', 'group_pdf'):
+        for wrong in (None, getattr(graph, name)[:-1], getattr(graph, name).astype(jnp.float32)):
+            spoilt = dataclasses.replace(graph, **{name: wrong})
+            with pytest.raises(ValueError, match=r'graph\.group'):
+                ops.log_partition(jnp.zeros((2, 3, 1)), jnp.full(2, 3), spoilt)
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_a_graph_of_another_network_gives_nan_not_a_wrong_number(backend):
     fsa = Fsa([0], [0], [7], [0.0], [0.0], [0.0])

@@ -116,9 +116,11 @@ def test_extreme_arc_weights_are_not_lost(backend, weight):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('end', ['initial', 'final'])
-def test_extreme_ends_are_not_lost(backend, end):
-    # One weight is beyond single precision, the other just within; no total shows it.
-    ends = {'initial': np.zeros(2), 'final': np.zeros(2), end: np.array([-90.0, -86.0])}
+@pytest.mark.parametrize('weight', [-49.0, -55.0, -60.0, -70.0, -79.0, -86.0])
+def test_extreme_ends_are_not_lost(backend, end, weight):
+    # −86: one weight is beyond single precision, the other just within; no total shows it.
+    # −55 to −79: both are within, but no power of two lifts them to where a pass begins.
+    ends = {'initial': np.zeros(2), 'final': np.zeros(2), end: np.array([weight - 4, weight])}
     fsa = Fsa([0, 1], [0, 1], [0, 1], np.zeros(2), **ends)
     scores = np.zeros((5, 3, 2), np.float32)
     for graph in (ops.pack(fsa), ops.pack_batch([fsa] * 5)):

@@ -66,3 +66,16 @@ def test_an_utterance_too_short_for_its_first_pronunciations_has_no_labels():
     first, second = align.flat_start(data)
     np.testing.assert_array_equal(first, [-1, -1, -1])
     np.testing.assert_array_equal(second, [4, 5, 5])
+
+
+def test_without_silence_all_frames_are_speech():
+    lexicon = Lexicon.from_dict({'x': 'a b'})
+    loud = np.array([0, 0, 1, 1, 1, 1], np.float32)[:, None]
+    data = types.SimpleNamespace(
+        features=FeatureSet(('u',), ('s',), ('x',), [loud]),
+        lexicon=lexicon,
+        topology=CHAIN,
+        subsampling=1,
+    )
+    np.testing.assert_array_equal(align.flat_start(data)[0], [0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(align.flat_start(data, False)[0], [2, 3, 3, 4, 5, 5])

@@ -24,6 +24,9 @@ from seqtrain.training import config, errors, experiment
         ({'bootstrap__updates': 0, 'graph__context': 'biphone'}, 'would train nothing'),
         ({'lattice__mode': 'foo'}, 'config.lattice.mode'),
         ({'lattice__lattice_beam': -5000.0}, 'config.lattice.lattice_beam'),
+        ({'lattice__ahead': -1}, 'config.lattice.ahead'),
+        ({'graph__optional_silence': False}, 'config.graph.silence_probability searches for it'),
+        ({'features__given': 'plp'}, 'fbank, mfcc, other'),
         ({'data__spec_augment': True, 'spec_augment__max_warp': 2.0}, 'max_warp'),
     ],
 )

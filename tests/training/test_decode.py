@@ -85,7 +85,8 @@ def test_shell_commands_run_where_the_config_allows_it(trained, kaldi_copy, tmp_
     lines = (data / 'wav.scp').read_text().splitlines()
     piped = [f'{name} cat {file} |' for name, file in map(str.split, lines)]
     (data / 'wav.scp').write_text('\n'.join(piped) + '\n')
-    assert decode.run(run, str(data))['skipped'] == 2
+    with pytest.raises(FOR_USERS, match=r'Nothing can be decoded.*config\.data\.allow_pipes=True'):
+        decode.run(run, str(data))
     assert caplog.text.count('config.data.allow_pipes=True') == 2
     allowed = shutil.copytree(run, tmp_path / 'run')
     config = read_json(allowed / 'config.json')
@@ -131,6 +132,32 @@ def test_without_transcripts_at_one_scale(trained, kaldi_copy, tmp_path):
     assert 'wer' not in result
     with pytest.raises(FOR_USERS, match='found by transcripts'):
         decode.run(run, str(data), acoustic_scales=SCALES)
+
+
+def test_words_where_nothing_was_said_are_insertions(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances[:2], tmp_path / 'data')
+    said = decode.run(run, str(data))
+    silent, spoken = (
+        f'{one.id} {text}' for one, text in zip(utterances, ('', 'one'), strict=False)
+    )
+    (data / 'text').write_text(f'{silent}\n{spoken}\n')
+    words = dict(
+        line.split(maxsplit=1) for line in pathlib.Path(said['output']).read_text().splitlines()
+    )
+    result = decode.run(run, str(data))
+    assert result['words'] == 1
+    assert result['insertions'] >= len(words[utterances[0].id].split()) > 0
+    assert decode.run(run, str(data), unit='phone')['insertions'] > 0
+
+
+def test_nothing_to_decode_is_an_error(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances[:2], tmp_path / 'data')
+    for file in data.glob('*.flac'):
+        file.unlink()
+    with pytest.raises(FOR_USERS, match=r'Nothing can be decoded\. The first .* is missing'):
+        decode.run(run, str(data))
 
 
 @pytest.mark.parametrize('scales', [(0.0,), (0.3, -1.0), (float('nan'),), (float('inf'),)])

@@ -134,13 +134,13 @@ def test_agreement_with_a_reference(trained, kaldi_copy, tmp_path):
 
 def test_another_lexicon_of_the_same_phones(trained, kaldi_copy, tmp_path):
     run, utterances = trained
-    text = {utterances[0].id: 'blurb'}
+    text = {utterances[0].id: 'blurb one'}
     data = str(kaldi_copy(utterances[:1], tmp_path / 'data', text))
     lexicon = tmp_path / 'lexicon.txt'
     lexicon.write_text('blurb Z IH R OW\n')
     force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
     words = alignment_files.read_ctm(tmp_path / 'out' / 'words.ctm')[utterances[0].id]
-    assert [part.label for part in words] == ['blurb']
+    assert [part.label for part in words] == ['blurb', 'one']  # one of them is the run's own
     lexicon.write_text('blurb B L ER\nblurb B L QQ\n')
     with pytest.raises(LexiconError, match=r'lexicon\.txt:\d: unknown phone'):
         force_align.run(run, data, str(tmp_path / 'out'), lexicon_file=str(lexicon))
@@ -155,6 +155,13 @@ def test_bad_input_says_what_to_do(trained, kaldi_copy, given_features, tmp_path
     (tmp_path / 'bad.ctm').write_text('u1 1 0.0 0.1 a\nu1 1 zero 0.1 a\n')
     with pytest.raises(alignment_files.CtmError, match=r'bad\.ctm:2'):
         force_align.run(run, data, str(tmp_path / 'o'), reference=str(tmp_path / 'bad.ctm'))
+    for line, message in {
+        'rec1 1 0.0 0.1 W\n': r'no utterance of these data: rec1 \.\.\. there',
+        f'{utterances[0].id} 1 0.0 0.1 W_B\n': r'no phone of these data: W_B \.\.\. there',
+    }.items():
+        (tmp_path / 'other.ctm').write_text(line)
+        with pytest.raises(alignment_files.CtmError, match=message):
+            force_align.run(run, data, str(tmp_path / 'o'), reference=str(tmp_path / 'other.ctm'))
     with pytest.raises(FileNotFoundError, match='no such CTM'):
         force_align.run(run, data, str(tmp_path / 'o'), reference=str(tmp_path / 'no.ctm'))
     with pytest.raises(WorkdirError, match='Train first'):

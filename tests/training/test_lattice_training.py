@@ -178,7 +178,7 @@ def test_lattices_kept_for_two_epochs(lattice_config, tmp_path):
     config = lattice_config(
         lattice__mode='epoch',
         lattice__epochs_per_lattice=2,
-        lattice__ahead=False,
+        lattice__ahead=0,
         exchange__num_replicas=1,
         sequence__updates=24,
     )
@@ -256,7 +256,7 @@ def test_cached_outer_derivatives(lattice_config, tmp_path, criterion, correctio
             assert [metrics[side] for metrics in told] == pytest.approx([1.0] * 4, abs=1e-5)
 
 
-@pytest.mark.parametrize('ahead', [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.parametrize('ahead', [1, 2, pytest.param(0, marks=SLOW)])
 def test_replay_ends_with_the_same_bits(lattice_config, tmp_path, ahead):
     config = lattice_config(lattice__ahead=ahead, exchange__rule='sgd', model__dropout=0.1)
     experiment.run(config, tmp_path, quiet=True)
@@ -284,11 +284,7 @@ def test_a_run_goes_on_among_its_lattices(lattice_config, tmp_path, run_until_po
 
 
 def test_a_replay_knows_which_parameters_made_the_lattices():
-    def push(seq, version, s2, life=0, generation=0):
-        versions = {'bases': (version,), 'generations': (generation,)}
-        return Event('applied', 0, 1, seq, version, s2=s2, life=life, **versions)
-
-    ahead = lattice_replay.LatticeReplay(types.SimpleNamespace(config=lattice.LatticeConfig()))
+    ahead = replay_of(ahead=1)
     assert ahead.begin(push(0, 4, s2=0), 'first') == 'first'
     assert ahead.begin(push(1, 7, s2=3), 'second') == 'first'
     # It had no lease to prepare for, then got one of a replica that had failed.
@@ -296,8 +292,30 @@ def test_a_replay_knows_which_parameters_made_the_lattices():
     assert ahead.begin(push(3, 9, s2=0), 'third again') == 'third'
     assert ahead.begin(push(4, 2, s2=0, generation=1), 'restarted') == 'third again'
     assert ahead.begin(push(5, 3, s2=0, life=1, generation=1), 'fourth') == 'fourth'
-    with pytest.raises(ReplayError, match='pushed 6 before 7'):
+    with pytest.raises(ReplayError, match=r'replica 1 .* of its push 7, 2 versions older'):
         ahead.begin(push(7, 8, s2=2, life=1, generation=1), 'fifth')
+
+
+def test_a_replay_knows_lattices_made_two_pushes_before():
+    ahead = replay_of(ahead=2)
+    assert ahead.begin(push(0, 4, s2=0), 'first') == 'first'
+    assert ahead.begin(push(1, 7, s2=3), 'second') == 'first'
+    assert ahead.begin(push(2, 9, s2=5), 'third') == 'first'
+    assert ahead.begin(push(3, 10, s2=3), 'fourth') == 'second'
+    assert ahead.begin(push(4, 12, s2=2), 'fifth') == 'fourth'  # known one push before
+    assert ahead.begin(push(6, 15, s2=3), 'sixth') == 'fifth'
+    with pytest.raises(ReplayError, match='of its push 7, 4 versions older'):
+        ahead.begin(push(7, 17, s2=4), 'seventh')  # made by push 5, which nobody logged
+
+
+def replay_of(ahead):
+    config = lattice.LatticeConfig(ahead=ahead)
+    return lattice_replay.LatticeReplay(types.SimpleNamespace(config=config))
+
+
+def push(seq, version, s2, life=0, generation=0):
+    versions = {'bases': (version,), 'generations': (generation,)}
+    return Event('applied', 0, 1, seq, version, s2=s2, life=life, **versions)
 
 
 @SLOW

@@ -103,3 +103,16 @@ def test_output_lengths_round_up(tmp_path):
     np.testing.assert_array_equal(
         data.output_lengths, [-(-len(x) // 3) for x in data.features.features]
     )
+
+
+def test_the_phone_model_hears_of_every_recording(tmp_path):
+    """As often as a word is said, so many pronunciations are drawn and so likely it is."""
+    many = {f'u{i}': ('no', audio(i)) for i in range(20)} | {'v': ('yes', audio(20))}
+    data = prepared(kaldi_dir(tmp_path / 'data', many), copies=[(1.0, 1.0), (0.9, 1.0)])
+    assert len(data.features) == 42
+    texts = data.features.transcripts
+    model = prepare.estimate_phone_lm(texts, LEXICON, prepare.GraphConfig())
+    first = [model.ngram.logprob(('<s>', 'SIL'), phone) for phone in ('N', 'Y')]
+    assert np.exp(first[0] - first[1]) > 10
+    again = prepare.denominator(model, data.topology)
+    np.testing.assert_array_equal(data.denominator.weight, again.weight)

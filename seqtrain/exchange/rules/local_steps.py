@@ -34,7 +34,12 @@ def delayed_nesterov(learning_rate: float, period: int, momentum: float = 0.9) -
       learning_rate: ε.
       period: N, usually the number of replicas.
       momentum: β.
+
+    Raises:
+      ValueError: a period below 1.
     """
+    if period < 1:
+        raise ValueError(f'period is {period}; give the number of pushes per step, at least 1.')
 
     def init(params):
         zeros = jnp.zeros_like(params)

@@ -42,6 +42,7 @@ class LocalServer:
       lease_s: a replica not heard of for so long is taken to have left; None means never.
       clock: seconds, for the event log and the leases.
       on_event: called with every `Event`, one at a time and in order, under a lock: keep it short.
+        Where nobody listens, the server keeps them (see `events`).
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class LocalServer:
             for s, values in enumerate(self.partition.split(params))
         ]
         self._channels: dict[int, LocalChannel] = {}
+        self._channels_lock = threading.Lock()
         self._heard_s: dict[int, float] = {}
+        self._heard_lock = threading.Lock()
         self._closed, self._failure = False, ''
 
     # -- for replicas -----------------------------------------------------------------------
@@ -91,11 +94,7 @@ class LocalServer:
         self._raise_if_over()
         worker = operator.index(worker)
         channel = LocalChannel(self, worker)
-        before, self._channels[worker] = self._channels.get(worker), channel
-        if before is not None:
-            before.replaced = True
-            before.wake()
-        return Client(
+        client = Client(
             channel,
             self.partition,
             worker,
@@ -103,6 +102,13 @@ class LocalServer:
             take_turns=self.policy.waits,
             **options,
         )
+        with self._channels_lock:
+            before, self._channels[worker] = self._channels.get(worker), channel
+        if before is not None:
+            before.replaced = True
+            before.wake()
+        channel.ready.set()
+        return client
 
     def expire(self, worker: int) -> None:
         """Takes a replica to have left: nobody waits for it any more; it may join again."""
@@ -128,6 +134,7 @@ class LocalServer:
         self._raise_if_over()
         now = self._clock() - self._start
         with self._locks[shard]:
+            self._raise_if_over()  # it may have failed while this message waited
             if sender is not None and sender.replaced:
                 if isinstance(message, Leave):
                     return  # its successor stays
@@ -142,16 +149,25 @@ class LocalServer:
 
     def heard(self, worker: int) -> None:
         """Renews a replica's lease."""
-        self._heard_s[worker] = self._clock()
+        now = self._clock()
+        with self._heard_lock:
+            self._heard_s[worker] = now
 
     def expire_silent(self) -> None:
         """Expires every replica whose lease ran out; called by those who wait."""
         if self._lease_s is None:
             return
         for worker, heard in list(self._heard_s.items()):
-            if self._clock() - heard > self._lease_s:
-                self._heard_s.pop(worker, None)
+            if self._clock() - heard > self._lease_s and self._forget_heard(worker, heard):
                 self.expire(worker)
+
+    def _forget_heard(self, worker: int, heard: float) -> bool:
+        """Whether nothing more was heard of a replica since; then its lease is over."""
+        with self._heard_lock:
+            silent = self._heard_s.get(worker) == heard
+            if silent:
+                del self._heard_s[worker]
+            return silent
 
     @property
     def lease_s(self) -> float | None:
@@ -175,7 +191,13 @@ class LocalServer:
         return Pulled(self.partition.join(values), versions)
 
     def events(self) -> list[Event]:
-        """The event log so far; per shard in the order of application."""
+        """The event log so far; per shard in the order of application.
+
+        Raises:
+          ExchangeError: `on_event` took them.
+        """
+        if self._extra_on_event is not None:
+            raise ExchangeError('the events went to on_event; keep them there.')
         return list(self._events)
 
     def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
@@ -191,8 +213,8 @@ class LocalServer:
         Raises:
           ExchangeError: the server failed; its state is that of no log.
         """
-        self._raise_if_failed()
         with _all(self._locks):
+            self._raise_if_failed()
             return [shard.snapshot() for shard in self._shards]
 
     def restore(self, snapshots: list[dict[str, Any]]) -> None:
@@ -211,7 +233,8 @@ class LocalServer:
             for reply in self._shards[shard].restore(snapshot, self._clock() - self._start):
                 self._mail(shard, reply)
             # Who does not join again must not be waited for.
-            self._heard_s |= dict.fromkeys(self._shards[shard].members, self._clock())
+            for worker in self._shards[shard].members:
+                self.heard(worker)
 
     def hold(self, shard: int) -> contextlib.AbstractContextManager:
         """Holds one shard up for as long as the context lasts (tests: a slow shard)."""
@@ -256,10 +279,11 @@ class LocalServer:
             raise ExchangeError('the server is closed; close the clients before the server.')
 
     def _on_event(self, event: Event) -> None:
-        with self._event_lock:  # one order for the list and for whoever else listens
-            self._events.append(event)
+        with self._event_lock:  # one at a time, in order
             if self._extra_on_event is not None:
                 self._extra_on_event(event)
+            else:
+                self._events.append(event)
 
 
 class LocalChannel:
@@ -268,9 +292,11 @@ class LocalChannel:
     def __init__(self, server: LocalServer, worker: int):
         self._server, self._worker = server, worker
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.ready = threading.Event()  # whether replies come here
         self.replaced = False  # whether the same replica was connected again
 
     def send(self, shard: int, message: Message) -> None:
+        self.ready.wait()
         self._server.heard(self._worker)
         self._server.deliver(shard, message, self)
 
@@ -292,8 +318,9 @@ class LocalChannel:
         self.inbox.put(None)
 
     def close(self) -> None:
-        if self._server._channels.get(self._worker) is self:
-            del self._server._channels[self._worker]
+        with self._server._channels_lock:
+            if self._server._channels.get(self._worker) is self:
+                del self._server._channels[self._worker]
 
     def raise_if_replaced(self) -> None:
         if self.replaced:

@@ -38,6 +38,9 @@ from seqtrain.exchange.transport.shard_host import ShardHost
 CLOSE_S = 30.0
 """How long shards may take to write their last checkpoints."""
 
+PATIENCE_S = 60.0
+"""How long a shard may take to come back after a crash."""
+
 
 def host_env() -> dict[str, str]:
     """The environment of a shard's process: one device of the host, XLA's other flags as here."""
@@ -87,7 +90,7 @@ def _rule_from(book: Any, shard: int, number: int) -> Any:
     return load_ray().get(book.get.remote(number, shard))
 
 
-def _insist(actor: Any, method: str, *args: Any, patience_s: float = 60.0) -> Any:
+def _insist(actor: Any, method: str, *args: Any, patience_s: float = PATIENCE_S) -> Any:
     """Calls a shard, again where it was just being started again: for calls that may be repeated.
 
     Raises:
@@ -100,7 +103,10 @@ def _insist(actor: Any, method: str, *args: Any, patience_s: float = 60.0) -> An
             return ray.get(getattr(actor, method).remote(*args))
         except ray.exceptions.RayActorError as error:
             if time.monotonic() > deadline:
-                raise ExchangeError(f'A shard is gone: {str(error)[-300:]}') from error
+                raise ExchangeError(
+                    f'A shard has been away for {patience_s} s; give the server a directory, so '
+                    f'that shards can restart. Ray says: {str(error)[-300:]}'
+                ) from error
             time.sleep(0.1)
 
 
@@ -135,7 +141,7 @@ class RayServer:
         check_lease(lease_s)
         ray = load_ray()
         self._watcher: Watcher | None = None
-        self._closed = False
+        self._watched, self._closed = on_event is not None, False
         self.policy = policy or Policy()
         self.partition = Partition.make(params, num_shards)
         host = ray.remote(_ShardProcess).options(
@@ -164,6 +170,7 @@ class RayServer:
                 lease_s=lease_s,
                 start_s=time.time(),
                 later_rule=functools.partial(_rule_from, self._book, s),
+                keep_events=self._watched or not directory,
             )
             for s, (values, one_rule) in enumerate(self._kept)
         ]
@@ -200,11 +207,18 @@ class RayServer:
         """The event logs of all shards in one causal order.
 
         With a directory it is read from there and so survives crashes of shards.
+
+        Raises:
+          ExchangeError: `on_event` took them, and there is no directory.
         """
         if self._directory:
             names = [f'shard-{s}.events.jsonl' for s in range(self.partition.num_shards)]
             return eventlog.merge(
                 [eventlog.read(os.path.join(self._directory, name))[1] for name in names]
+            )
+        if self._watched:
+            raise ExchangeError(
+                'The events went to on_event; keep them there, or give the server a directory.'
             )
         return eventlog.merge([events for _, events in self._all('events')])
 
@@ -224,9 +238,11 @@ class RayServer:
     def restore(self, snapshots: list[dict[str, Any]]) -> None:
         """Goes back to snapshots; replicas join again by themselves."""
         if len(snapshots) != len(self._actors):
-            raise ValueError(f'{len(snapshots)} snapshots for {len(self._actors)} shards.')
-        calls = zip(self._actors, snapshots, strict=True)
-        load_ray().get([actor.restore.remote(snapshot) for actor, snapshot in calls])
+            raise ValueError(
+                f'{len(snapshots)} snapshots for {len(self._actors)} shards; '
+                'use the number of shards that the checkpoint was written with.'
+            )
+        self._each('restore', [(snapshot,) for snapshot in snapshots])
 
     def expire(self, worker: int) -> None:
         """Takes a replica to have left."""
@@ -276,10 +292,26 @@ class RayServer:
         self.close()
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        ray = load_ray()
         if self._watcher is not None:
             self._watcher.check()
-        return ray.get([getattr(actor, method).remote(*args) for actor in self._actors])
+        return self._each(method, [args] * len(self._actors))
+
+    def _each(self, method: str, args: Sequence[tuple]) -> list[Any]:
+        """Calls all shards at once, again where one was just being started again."""
+        ray = load_ray()
+        asked = [
+            (actor, one, getattr(actor, method).remote(*one))
+            for actor, one in zip(self._actors, args, strict=True)
+        ]
+        # Without a directory nobody comes back.
+        patience_s = PATIENCE_S if self._directory else 0.0
+        answers = []
+        for actor, one, call in asked:
+            try:
+                answers.append(ray.get(call))
+            except ray.exceptions.RayActorError:
+                answers.append(_insist(actor, method, *one, patience_s=patience_s))
+        return answers
 
 
 class _ReplicaHost:

@@ -57,12 +57,10 @@ class Watcher:
         for shard, actor in enumerate(self._actors):
             process, seen = self._seen.get(shard, (-1, 0))
             try:
-                now, events = ray.get(actor.events.remote(seen))
-                if now != process and seen:  # a new process counts from 0
-                    now, events = ray.get(actor.events.remote(0))
+                now, events = ray.get(actor.events.remote(seen, process))
             except ray.exceptions.RayActorError:
                 continue  # it is being started again
-            if now != process:
+            if now != process:  # a new process counts from 0
                 seen = 0
             for event in events:
                 self._on_event(event)

@@ -55,6 +55,7 @@ class ShardHost:
       lease_s: a replica that is silent for so long is taken to have left; None means never.
       start_s: time zero of the event log, in seconds since the epoch; the server's own.
       later_rule: number of a change of the rule (from 1) -> the rule; for a host that comes back.
+      keep_events: whether somebody will ask for `events`; they are kept until they were fetched.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class ShardHost:
         lease_s: float | None = None,
         start_s: float = 0.0,
         later_rule: Callable[[int], optax.GradientTransformation] | None = None,
+        keep_events: bool = True,
     ):
         self._files = _Files(pathlib.Path(directory), shard) if directory else None
         self._every, self._lease_s, self._start_s = checkpoint_every, lease_s, start_s
         self._events: list[Event] = []
+        self._keep_events, self._fetched = keep_events, 0  # how many were let go
         self._log = EventLog(self._files.events) if self._files else None
         self._state = ShardState(Store(values, rule), policy, shard=shard, on_event=self._on_event)
         self._waiting: dict[tuple[int, int, int, int], tuple[Message, asyncio.Future]] = {}
@@ -230,9 +233,17 @@ class ShardHost:
         self._begin_leases()
         self._save()
 
-    async def events(self, since: int = 0) -> tuple[int, list[Event]]:
-        """(process id, this process's events from number `since` on)."""
-        return os.getpid(), self._events[since:]
+    async def events(self, since: int = 0, process: int = -1) -> tuple[int, list[Event]]:
+        """(process id, this process's events that are still kept).
+
+        Args:
+          since: the caller has all before this number: they are let go.
+          process: whose events it counted; another process's numbers say nothing here.
+        """
+        if process == os.getpid():
+            del self._events[: max(0, since - self._fetched)]
+            self._fetched = max(self._fetched, since)
+        return os.getpid(), list(self._events)
 
     async def check(self) -> None:
         """Asserts the invariants."""
@@ -270,7 +281,8 @@ class ShardHost:
         return time.time() - self._start_s
 
     def _on_event(self, event: Event) -> None:
-        self._events.append(event)
+        if self._keep_events:
+            self._events.append(event)
         if self._log is not None:
             self._log.append(event)
 
