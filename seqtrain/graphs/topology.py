@@ -142,10 +142,6 @@ class Topology:
             result[pdf] = phone * self.num_states + state
         return result
 
-    def pdfs_of_phone(self, phone: int) -> tuple[int, ...]:
-        """All pdfs of a phone, for instance of silence (phone 0)."""
-        return tuple(np.flatnonzero(self.phone_of_pdf() == phone).tolist())
-
     def content(self) -> tuple[Any, ...]:
         """Everything that makes two topologies differ, to be hashed by its `repr`."""
         return dataclasses.astuple(self)

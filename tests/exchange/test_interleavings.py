@@ -223,9 +223,12 @@ class Interleaving(RuleBasedStateMachine):
             'replayed': {'seq': self.last_seq(shard, worker)},
             'generation': {'generation': push.generation + 1},
         }[kind]
-        version = self.shards[shard].version
-        self.deliver(shard, dataclasses.replace(push, **changes))
-        assert self.shards[shard].version == version
+        refused = dataclasses.replace(push, **changes)
+        version, before = self.shards[shard].version, set(self.applied)
+        self.deliver(shard, refused)
+        applied = [key[2:] for key in self.applied - before]  # what its turn had held up
+        assert (worker, refused.seq) not in applied
+        assert self.shards[shard].version == version + len(applied)
 
     def last_seq(self, shard, worker):
         member = self.shards[shard].members.get(worker)

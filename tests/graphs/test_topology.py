@@ -106,7 +106,6 @@ def test_states_and_phones_of_pdfs():
     assert Topology.make('hmm3', 2).state_of_pdf().tolist() == [0, 1, 2, 3, 4, 5]
     assert Topology.make('chain', 2).state_of_pdf().tolist() == [0, 0, 1, 1]
     assert Topology.make('ctc', 2).state_of_pdf().tolist() == [-1, 0, 1]
-    assert Topology.make('chain', 2).pdfs_of_phone(1) == (2, 3)
 
 
 @pytest.mark.parametrize('num_phones', [0, -2])
