@@ -107,6 +107,12 @@ class FeatureSet:
         return tuple(dict(zip(recordings, self.texts, strict=True)).values())
 
     @property
+    def first_skipped(self) -> str:
+        """The sentence that says why nothing is left of a set."""
+        reason = self.skipped[0].reason if self.skipped else 'there are no recordings'
+        return f'The first was skipped: {reason}'
+
+    @property
     def num_frames(self) -> np.ndarray:
         """i32[len(self)], the length of every utterance in frames."""
         return np.array([len(x) for x in self.features], np.int32)

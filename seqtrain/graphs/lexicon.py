@@ -218,10 +218,9 @@ def _check_words(
                 f'{path}: no transcript says {word!r}: write it as another line of {base[1]!r}.'
             )
     firsts = {variant[0] for variants in entries.values() for variant in variants}
-    first = firsts.pop()
-    if not firsts and len(entries) > 1 and first.isdecimal() and first not in phones:
+    if firsts == {'1'} and len(entries) > 1 and '1' not in phones:
         raise LexiconError(
-            f'{path}: {first} stands after every word; if it is a probability, take it out.'
+            f'{path}: 1 stands after every word; it is a probability, not a phone: take it out.'
         )
     if special := {'<s>', '</s>'} & set(entries):
         raise LexiconError(

@@ -45,10 +45,9 @@ def lf_mmi(
       denominator: shared (`ops.pack`) or one per utterance.
       leaky: coefficient of the leaky HMM in the denominator (see `ops.log_partition`).
       acoustic_scale: κ.
-      denominator_scale: c; where it is not finite, nothing is valid. κ, b and c may be traced; b
-        has no derivative.
+      denominator_scale: c; where it is not finite, nothing is valid. κ, b and c may be traced.
       log_priors: f32[P], subtracted from the logits of every frame (natural log).
-      boost: b, usually 0.05 to 0.1; needs `accuracy`.
+      boost: b, usually 0.05 to 0.1, without a derivative; needs `accuracy`.
       accuracy: f32[B, T, P], what a path earns per frame (see `losses.frame_accuracy`).
       drop_below: frames where Σ_p min(γ_num, γ_den) ≤ drop_below get no gradient: numerator and
         denominator are disjoint there, so the alignment or the lattice is probably wrong (Veselý

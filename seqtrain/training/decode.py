@@ -82,11 +82,16 @@ def run(
         tried = [_at(scale, recognize, params, features, references) for scale in scales]
         best, texts = min(tried, key=lambda one: one[0].get('errors', 0))
         name = pathlib.Path(data).name + ('-phone' if unit == 'phone' else '')
-        file = pathlib.Path(output or workdir.sub('decode') / name / 'text')
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, texts)
+        file = _write(output or workdir.sub('decode') / name / 'text', texts)
     result = {**best, **_account(config, features, best['decoding_s']), 'output': str(file)}
     return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
+
+
+def _write(path: str | pathlib.Path, texts: dict[str, str]) -> pathlib.Path:
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, texts)
+    return file
 
 
 def _account(
@@ -156,8 +161,7 @@ def features_of(
     for skipped in features.skipped:
         logger.warning('Skipped %s: %s', skipped.id, skipped.reason)
     if not features.ids:
-        first = features.skipped[0].reason if features.skipped else 'there are no recordings'
-        raise DataError(f'Nothing can be decoded. The first utterance was skipped: {first}')
+        raise DataError(f'Nothing can be decoded. {features.first_skipped}')
     features.check_dim(files.num_inputs)
     return features
 

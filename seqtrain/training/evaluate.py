@@ -169,10 +169,9 @@ def test_set(
     cache = str(devices.cache_root(config.data.cache_dir) / 'features')
     features = feature_lib.compute(records, settings, cache)
     if not features.ids:
-        first = features.skipped[0].reason if features.skipped else 'there are no recordings'
         raise DataError(
             f'Nothing can be tested on: no utterance of {getattr(config.data, split)!r} can be '
-            f'used. The first was skipped: {first}'
+            f'used. {features.first_skipped}'
         )
     features.check_dim(data.features.dim)
     return features, {r.id: r.text for r in records if r.text.strip()}

@@ -178,9 +178,8 @@ def usable(
         else:
             keep.append(i)
     if not keep:
-        reasons = [*features.skipped, *skipped]
-        first = reasons[0].reason if reasons else 'there are no recordings'
-        raise DataError(f'No usable utterance is left. The first was skipped: {first}')
+        none = features.select((), skipped)
+        raise DataError(f'No usable utterance is left. {none.first_skipped}')
     return features.select(keep, skipped)
 
 

@@ -34,6 +34,7 @@ def test_widths_are_bounded():
     assert frames == set(range(13))  # 0.2 of 60 frames
     assert max(frames) == 12
     assert bands == set(range(9))
+    assert max(masked(only_bands, s)[0, 0].sum() for s in range(200)) == 8
 
 
 def test_padding_and_empty_rows_stay():

@@ -228,6 +228,7 @@ class Interleaving(RuleBasedStateMachine):
         self.deliver(shard, refused)
         applied = [key[2:] for key in self.applied - before]  # what its turn had held up
         assert (worker, refused.seq) not in applied
+        assert not applied or self.shards[shard].policy.waits
         assert self.shards[shard].version == version + len(applied)
 
     def last_seq(self, shard, worker):

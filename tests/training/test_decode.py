@@ -156,7 +156,9 @@ def test_nothing_to_decode_is_an_error(trained, kaldi_copy, tmp_path):
     data = kaldi_copy(utterances[:2], tmp_path / 'data')
     for file in data.glob('*.flac'):
         file.unlink()
-    with pytest.raises(FOR_USERS, match=r'Nothing can be decoded\. The first .* is missing'):
+    with pytest.raises(
+        FOR_USERS, match=r'Nothing can be decoded\. The first was skipped: .* is missing'
+    ):
         decode.run(run, str(data))
 
 
