@@ -66,7 +66,7 @@ def lf_mmi(
     scale = jnp.asarray(denominator_scale, scores.dtype)
     fixed = jax.lax.stop_gradient(scores)
     num, num_gamma = ops.occupancies(fixed, lengths, numerators, backend=backend)
-    against = _boosted(fixed, boost, accuracy)
+    against = boosted(fixed, boost, accuracy)
     den, den_gamma = ops.occupancies(against, lengths, denominator, leaky=leaky, backend=backend)
     graphs = (numerators, denominator) if leaky == 0 else (numerators,)
     judged = jnp.where(jnp.isfinite(scale), den, jnp.nan)
@@ -86,7 +86,7 @@ def _change_by(scale: jax.Array, den: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid, change * jnp.where(valid, den, 0.0), 0.0)
 
 
-def _boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:
+def boosted(scores: Scores, boost: float, accuracy: Scores | None) -> jax.Array:
     """score − b·A, after a look at what was given."""
     if accuracy is not None and jnp.shape(accuracy) != scores.shape:
         raise ValueError(f'accuracy must be {scores.shape}; got {jnp.shape(accuracy)}.')

@@ -14,7 +14,7 @@ import numpy as np
 
 from seqtrain import ops
 from seqtrain.losses import validity
-from seqtrain.losses.mmi import scaled
+from seqtrain.losses.mmi import boosted, scaled
 from seqtrain.losses.validity import Outcome
 from seqtrain.ops import Graph
 from seqtrain.ops.forward_backward import integers
@@ -130,13 +130,17 @@ def bayes_risk(
     leaky: float = 0.0,
     acoustic_scale: float = 1.0,
     log_priors: jax.Array | None = None,
+    boost: float = 0.0,
+    boost_accuracy: Scores | None = None,
     backend: str = 'auto',
 ) -> Outcome:
     """L = E_den[A], the expected accuracy under the denominator, to be maximised.
 
     ∂L/∂logits = κ γ_den(t, p) (E[A | p at t] − E[A]) (Gibson & Hain 2006; Kingsbury 2009; Povey
     2003): every row of a valid frame sums to 0. Computed by an expectation pass
-    (`ops.expected_accuracy`).
+    (`ops.expected_accuracy`). b > 0 takes the expectation over p(π) ∝ e^{κ·score(π) − b·A'(π)}, as
+    if paths with errors were likelier than they are: modified MPE, with a margin (Heigold et al.
+    2008), for networks that seldom err on the utterances they are trained on.
 
     Args:
       logits: f32[B, T, P], network outputs before any softmax.
@@ -146,9 +150,12 @@ def bayes_risk(
       leaky, backend: see `ops.log_partition`.
       acoustic_scale: κ.
       log_priors: f32[P], subtracted from the logits (natural log).
+      boost: b, without a derivative.
+      boost_accuracy: f32[B, T, P], A' of the boost; None is `accuracy`.
 
     Returns:
-      An `Outcome` whose numerator is the denominator's log-partition too (there is one graph).
+      An `Outcome` whose numerator is the denominator's log-partition too (there is one graph, with
+      the boost in it).
       Divide value by the frames (or phones) of the reference for a rate. An utterance without a
       path, or with NaN or +inf in valid frames, has valid=False, a reason, value 0 and
       gradient 0; the others are untouched.
@@ -157,6 +164,8 @@ def bayes_risk(
       ValueError: shapes that do not fit together.
     """
     scores = scaled(logits, acoustic_scale, log_priors)
+    margin = accuracy if boost_accuracy is None else boost_accuracy
+    scores = boosted(scores, boost, jax.lax.stop_gradient(margin))
     value, log_z = ops.expected_accuracy(
         scores, lengths, denominator, accuracy, leaky=leaky, backend=backend
     )

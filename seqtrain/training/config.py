@@ -48,6 +48,7 @@ _LEAST = {
     'decode.phone_acoustic_scale': 0,
     'decode.ce_phone_acoustic_scale': 0,
     'sequence.boost': 0,
+    'sequence.risk_boost': 0,
     'sequence.updates': 0,
     'sequence.leaky': 0,
     'checkpoint.every_updates': 1,
@@ -326,8 +327,9 @@ def _sequence() -> ml_collections.ConfigDict:
     part.graph = 'lattice_free'  # or lattice: see the section lattice
     part.mmi_weight = 0.0  # smbr, mpe: smoothed by so much of (boosted) MMI
     part.boost = 0.0  # b of boosted MMI, usually 0.05 to 0.1
+    part.risk_boost = 0.0  # b of smbr and mpe with a margin
     part.max_silence_error = (
-        0.0  # boost: of silence where there is speech; 0 as in Kaldi, or up to 1
+        0.0  # boosts: of silence where there is speech; 0 as in Kaldi, or up to 1
     )
     part.updates = 150
     part.learning_rate = 1e-3

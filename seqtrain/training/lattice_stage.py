@@ -182,12 +182,12 @@ def sequence_config(config: ml_collections.ConfigDict, topology: Topology) -> st
 
 def _criterion(config: ml_collections.ConfigDict) -> steps.SequenceConfig:
     """What the config alone says of the criterion, without the tables of a topology."""
-    names = ('criterion', 'mmi_weight', 'boost', 'max_silence_error', 'leaky', 'ce_weight')
+    names = ('criterion', 'mmi_weight', 'boost', 'risk_boost', 'max_silence_error', 'leaky')
     # Paths that a search left out have less than exp(−lattice beam) of the best one's mass.
     on_lattice = on_lattices(config)
     outside = math.exp(-config.lattice.lattice_beam) if on_lattice else _RIGHT_TO
     return steps.SequenceConfig(
-        **pick(config.sequence, *names, 'output_l2', 'one_silence_class'),
+        **pick(config.sequence, *names, 'ce_weight', 'output_l2', 'one_silence_class'),
         acoustic_scale=(config.lattice if on_lattice else config.sequence).acoustic_scale,
         drop_below=outside if config.sequence.drop_frames else None,
     )

@@ -95,14 +95,15 @@ class SequenceConfig:
     Attributes:
       criterion: 'mmi', 'smbr' (frames with the right pdf) or 'mpe' (right phones), on the shared
         denominator or on the batch's lattices.
-      phone_of_pdf: the phone of every pdf, phone 0 silence; for `boost` and 'mpe'.
+      phone_of_pdf: the phone of every pdf, phone 0 silence; for boosts and 'mpe'.
       state_of_pdf: the HMM state of every pdf: 'smbr' counts frames in the right state, whether the
         pdf is the one that enters it or loops, and whatever the context; empty: the right pdf.
       mmi_weight: w of 'smbr' and 'mpe' smoothed by MMI, L_sequence = L_risk + w·L_MMI, as HTK can
         smooth MPE towards MMI's estimates (HTK book 3.4, section 8.7, MMIPRIOR); the criterion's
         value is then the sum.
       boost: b of boosted MMI; 0 is plain MMI.
-      max_silence_error: of `boost`, see `losses.frame_accuracy`; 1 boosts silence like any phone.
+      risk_boost: b of 'smbr' and 'mpe', see `losses.bayes_risk`: of the same accuracy as `boost`.
+      max_silence_error: of either, see `losses.frame_accuracy`; 1 boosts silence like any phone.
       leaky: Kaldi's leaky-HMM coefficient; 0 is exact.
       ce_weight: λ of F-smoothing, L = L_sequence + λ·L_CE (Su et al. 2013), per frame.
       output_l2: weight of ½·‖logits‖² per frame.
@@ -116,6 +117,7 @@ class SequenceConfig:
     state_of_pdf: tuple[int, ...] = ()
     mmi_weight: float = 0.0
     boost: float = 0.0
+    risk_boost: float = 0.0
     max_silence_error: float = 0.0
     leaky: float = 0.0
     ce_weight: float = 0.0
@@ -127,15 +129,16 @@ class SequenceConfig:
     def __post_init__(self):
         if self.criterion not in ('mmi', 'smbr', 'mpe'):
             raise ValueError(f'criterion is {self.criterion!r}; choose mmi, smbr or mpe.')
-        for name in ('mmi_weight', 'ce_weight', 'output_l2'):
+        for name in ('mmi_weight', 'risk_boost', 'ce_weight', 'output_l2'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} is {getattr(self, name)}; it must not be negative.')
         if not 0 <= self.max_silence_error <= 1:
             raise ValueError(
                 f'max_silence_error is {self.max_silence_error}; choose one between 0 and 1.'
             )
-        if self.mmi_weight and self.criterion == 'mmi':
-            raise ValueError("mmi_weight belongs to smbr and mpe; the criterion is 'mmi' itself.")
+        for name in ('mmi_weight', 'risk_boost'):
+            if self.criterion == 'mmi' and getattr(self, name):
+                raise ValueError(f"{name} belongs to smbr and mpe; the criterion is 'mmi' itself.")
         if self.criterion == 'mmi' or self.mmi_weight:
             return
         for name, value in (('boost', self.boost), ('drop_frames', self.drop_below is not None)):
@@ -219,6 +222,8 @@ def _risk(logits, lengths, batch, denominator, config: SequenceConfig) -> losses
     options = {
         'silence': _silence(phones),
         'one_silence_class': config.one_silence_class,
+        'boost': config.risk_boost,
+        'boost_accuracy': _errors(batch.labels, config) if config.risk_boost else None,
         **_common(config),
     }
     if config.criterion == 'smbr':
@@ -229,25 +234,27 @@ def _risk(logits, lengths, batch, denominator, config: SequenceConfig) -> losses
 
 def _mmi(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.Outcome:
     """MMI, boosted or not."""
-    phones = config.phone_of_pdf
-    accuracy = None
-    if config.boost:
-        accuracy = losses.frame_accuracy(
-            batch.labels,
-            len(phones),
-            classes=phones,
-            silence=_silence(phones),
-            max_silence_error=config.max_silence_error,
-        )
     return losses.lf_mmi(
         logits,
         lengths,
         batch.numerators,
         denominator,
         boost=config.boost,
-        accuracy=accuracy,
+        accuracy=_errors(batch.labels, config) if config.boost else None,
         drop_below=config.drop_below,
         **_common(config),
+    )
+
+
+def _errors(labels: Int[Array, 'B U'], config: SequenceConfig) -> Float[Array, 'B U P']:
+    """What boosts rivals with errors: frames with the right phone."""
+    phones = config.phone_of_pdf
+    return losses.frame_accuracy(
+        labels,
+        len(phones),
+        classes=phones,
+        silence=_silence(phones),
+        max_silence_error=config.max_silence_error,
     )
 
 

@@ -105,6 +105,35 @@ def test_value_and_gradient_match_enumeration(setting, shared, kind):
         assert not np.any(gradient[b, n:])
 
 
+@pytest.mark.parametrize('name', ['smbr', 'mpe'])
+@pytest.mark.parametrize('own', [True, False])
+def test_a_boost_makes_paths_with_errors_likelier(setting, name, own):
+    """E[A] and its derivatives over p ∝ exp(κ·score − b·A'), by enumeration."""
+    fsas, logits, labels, lengths = setting
+    classes = [0, 1, 2] if name == 'smbr' else [0, 1, 1]
+    accuracy = by_hand(labels, classes)
+    margin = accuracy if own else by_hand(labels, [0, 1, 1], (0,), silence_error=0.0)
+    options = {'acoustic_scale': 0.5, 'boost': 0.7}
+    if name == 'mpe':
+        options |= {'phones': classes, 'per_phone': False}
+    if not own:
+        options['boost_accuracy'] = jnp.asarray(margin, jnp.float32)
+    graphs = ops.pack_batch(fsas)
+    criterion = getattr(losses, name)
+    out, gradient = run(lambda x: criterion(x, lengths, labels, graphs, **options), logits)
+    plain, _ = run(
+        lambda x: criterion(x, lengths, labels, graphs, **(options | {'boost': 0.0})), logits
+    )
+    for b, fsa in enumerate(fsas):
+        n = lengths[b]
+        scores = 0.5 * logits[b, :n] - 0.7 * margin[b, :n]
+        want, want_gradient = oracles.enumerate_accuracy(scores, fsa, accuracy[b, :n])
+        np.testing.assert_allclose(out.value[b], want, atol=1e-5)
+        np.testing.assert_allclose(gradient[b, :n], 0.5 * want_gradient, atol=1e-5)
+    if own:
+        assert np.all(np.asarray(out.value) < np.asarray(plain.value))
+
+
 def test_rows_sum_to_zero_and_invalid_utterances_have_a_reason(setting):
     fsas, logits, labels, lengths = setting
     logits[1, 0, 0] = np.nan

@@ -100,7 +100,7 @@ REGULARISERS = [
     {},
     {'ce_weight': 0.3},
     {'output_l2': 0.01},
-    {'criterion': 'smbr', 'mmi_weight': 0.5, 'boost': 0.1},
+    {'criterion': 'smbr', 'mmi_weight': 0.5, 'boost': 0.1, 'risk_boost': 0.3},
 ]
 
 
@@ -179,7 +179,15 @@ def test_changing_priors_compiles_nothing_anew(setting):
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize('weights', [{'boost': 0.1}, {'criterion': 'smbr'}, {'criterion': 'mpe'}])
+@pytest.mark.parametrize(
+    'weights',
+    [
+        {'boost': 0.1},
+        {'criterion': 'smbr'},
+        {'criterion': 'mpe'},
+        {'criterion': 'mpe', 'risk_boost': 0.5},
+    ],
+)
 def test_every_criterion_has_zero_row_sums_and_a_descent_direction(setting, weights):
     network, params, batch, log_prior, den = setting
     step = sequence_step(network, **weights)
@@ -215,6 +223,31 @@ def test_silence_is_an_error_of_its_own_size_where_rivals_are_boosted(setting, s
     np.testing.assert_allclose(gradient, slope, atol=1e-6)
 
 
+@pytest.mark.parametrize('criterion', ['smbr', 'mpe'])
+def test_risks_are_boosted_by_the_errors_of_boosted_mmi(setting, criterion):
+    _, _, batch, log_prior, den = setting
+    phones = tuple(TOPOLOGY.phone_of_pdf().tolist())
+    config = steps.SequenceConfig(criterion, phones, risk_boost=0.7, acoustic_scale=0.5)
+    logits = np.random.default_rng(1).normal(size=(3, 20, len(phones))).astype(np.float32)
+    lengths = np.array([20, 15, 20], np.int32)
+    silence = np.flatnonzero(np.array(phones) == 0)
+    margin = losses.frame_accuracy(
+        batch.labels, len(phones), classes=phones, silence=silence, max_silence_error=0.0
+    )
+
+    def boosted(a):
+        options = {'silence': silence, 'boost': 0.7, 'boost_accuracy': margin}
+        options |= {'acoustic_scale': 0.5} | ({'phones': phones} if criterion == 'mpe' else {})
+        out = getattr(losses, criterion)(a, lengths, batch.labels, den, **options)
+        return -out.value.sum() / 55
+
+    loss = steps.sequence(log_prior, den, config)
+    (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(logits, lengths, batch)
+    expected, slope = jax.value_and_grad(boosted)(logits)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-6)
+
+
 def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
     network, params, batch, log_prior, den = setting
     # The reference only loops, so that a frame which enters a state has the right state alone.
@@ -233,7 +266,9 @@ def test_right_states_are_at_least_as_many_as_right_pdfs(setting):
         ({'criterion': 'mbr'}, 'choose mmi'),
         ({'criterion': 'mpe', 'boost': 0.1}, 'boost belongs to mmi.*mmi_weight 0'),
         ({'criterion': 'smbr', 'drop_below': 0.1}, 'drop_frames belongs to mmi'),
-        ({'mmi_weight': 0.5}, 'belongs to smbr and mpe'),
+        ({'mmi_weight': 0.5}, 'mmi_weight belongs to smbr and mpe'),
+        ({'risk_boost': 0.5}, 'risk_boost belongs to smbr and mpe'),
+        ({'criterion': 'mpe', 'risk_boost': -0.5}, 'risk_boost is -0.5; it must not be negative'),
         ({'criterion': 'smbr', 'mmi_weight': -0.5}, 'must not be negative'),
         ({'ce_weight': -1.0}, 'must not be negative'),
         ({'output_l2': float('nan')}, 'must not be negative'),
