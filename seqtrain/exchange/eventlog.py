@@ -97,6 +97,20 @@ def newest_generations(events: Iterable[Event]) -> dict[int, int]:
     return result
 
 
+def standing(events: Iterable[Event]) -> list[Event]:
+    """Those that led to the parameters: without what a restart or a return took back.
+
+    The events of a shard are in the order in which they happened. One that is 'restored' names its
+    version; versions of that shard beyond it were lost, and with them what was refused there.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event.kind == 'restored':
+            kept = [e for e in kept if e.shard != event.shard or e.version <= event.version]
+        kept.append(event)
+    return kept
+
+
 def causal(events: Sequence[Event]) -> list[Event]:
     """The same events in a causal order, whatever the order of different shards was."""
     logs: list[list[Event]] = [[] for _ in range(1 + max((e.shard for e in events), default=0))]

@@ -163,10 +163,14 @@ def decoding_graph(
     path = pathlib.Path(cache_dir) / (
         f'hlg-{_content_hash(lexicon, topology, word_lm, silence_probability)}.fst'
     )
-    if not (path.is_file() and _table_file(path).is_file()):
-        graph = _build(lexicon, topology, word_lm, known, silence_probability)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        graph.write(path)
+    if path.is_file() and _table_file(path).is_file():
+        try:
+            return DecodingGraph.read(path)
+        except ValueError as error:
+            logger.warning('%s It is built again.', error)
+    graph = _build(lexicon, topology, word_lm, known, silence_probability)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph.write(path)
     return DecodingGraph.read(path)
 
 

@@ -165,7 +165,9 @@ class LatticeGenerator:
         except (LatticeError, ValueError) as error:
             return LatticePair(None, None, str(error))
         if numerator is None:
-            return LatticePair(None, None, 'no path of the transcript fits the frames')
+            sound = _searchable(np.asarray(log_likelihoods))
+            why = 'no path of the transcript fits the frames' if sound else 'non-finite scores'
+            return LatticePair(None, None, why)
         denominator = self.decode(log_likelihoods)
         if denominator is None:
             return LatticePair(None, None, 'no path within the beam')
@@ -180,7 +182,7 @@ class LatticeGenerator:
             raise LatticeError(
                 f'A matrix of shape {scores.shape} for a graph of {graph.num_pdfs} pdfs.'
             )
-        if not len(scores) or np.isnan(scores).any() or (scores == np.inf).any():
+        if not len(scores) or not _searchable(scores):
             return None
         for beam, max_active in limits:
             found = search(
@@ -199,6 +201,11 @@ class LatticeGenerator:
     def _constrained(self):
         # One transcript is searched again in every epoch; its graph is small.
         return functools.lru_cache(maxsize=4096)(functools.partial(constrain, compiled(self.graph)))
+
+
+def _searchable(scores: np.ndarray) -> bool:
+    """Whether scores are numbers; −inf forbids a pdf."""
+    return not (np.isnan(scores).any() or (scores == np.inf).any())
 
 
 def constrain(graph: SearchGraph, words: Sequence[str]) -> SearchGraph:

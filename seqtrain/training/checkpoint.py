@@ -25,7 +25,9 @@ class Position:
       stage: index of the stage.
       completed: updates of that stage that are done.
       updates: updates of the whole run that are done.
-      shards: the server's snapshot.
+      shards: the server's snapshot. Replicas go on while it is taken: it may have pushes whose
+        updates are not counted yet, up to one of each replica, two with overlap; a run that goes on
+        from here makes as many updates more.
       leases: the lease book's state.
       labels: i32[sum of output lengths], the alignments end to end: the newest ones, or the run's
         first where the replicas are processes and make the others.

@@ -20,9 +20,12 @@ T = TypeVar('T')
 
 _LEAST = {
     'seed': 0,
+    'data.batch_size': 1,
+    'data.num_buckets': 1,
     'data.max_train': 0,
     'data.max_dev': 0,
     'data.max_test': 0,
+    'features.sample_rate': 0,
     'spec_augment.num_freq_masks': 0,
     'spec_augment.max_freq_width': 0,
     'spec_augment.num_time_masks': 0,
@@ -37,6 +40,8 @@ _LEAST = {
     'model.left': 0,
     'model.right': 0,
     'model.subsampling': 1,
+    'exchange.num_replicas': 1,
+    'exchange.num_shards': 1,
     'exchange.local_learning_rate': 0,
     'exchange.max_restarts': 0,
     'exchange.clip_norm': 0,
@@ -60,7 +65,10 @@ _ABOVE_0 = (
     'decode.ce_acoustic_scale',
     'sequence.acoustic_scale',
 )
-_CHOICES = {'graph.word_lm_smoothing': ('witten-bell', 'kneser-ney', 'none')}
+_CHOICES = {
+    'graph.word_lm_smoothing': ('witten-bell', 'kneser-ney', 'none'),
+    'model.kind': ('tdnn', 'dnn'),
+}
 _BELOW_1 = ('graph.silence_probability', 'model.dropout')
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
+import zlib
 from typing import Any
 
 import ml_collections
@@ -49,6 +51,7 @@ class Score:
     not_decoded: int
     seconds: float
     params: int = 0  # checksum of what was decoded with
+    test: int = 0  # and of the test set and the decoding graph
 
 
 class Evaluator:
@@ -72,9 +75,8 @@ class Evaluator:
         self.recognizers, self._workdir = recognizers, workdir
         self._scales = scales
         self.skipped: tuple[Skipped, ...] = features.skipped
-        self.scores: list[Score] = [
-            Score(**read_json(file)) for file in sorted(workdir.sub('decode').glob('*/score.json'))
-        ]
+        self._made_for = {unit: self._checksum(unit) for unit in references}
+        self.scores = self._earlier()
 
     @classmethod
     def make(
@@ -111,11 +113,32 @@ class Evaluator:
             folder = self._workdir.sub('decode') / f'{model}-{unit}'
             folder.mkdir(exist_ok=True)
             score = dataclasses.replace(
-                self._decode(model, unit, params, references), params=made_of
+                self._decode(model, unit, params, references),
+                params=made_of,
+                test=self._made_for[unit],
             )
             write_json(folder / 'score.json', dataclasses.asdict(score))
             self.scores.append(score)
             logger.info('%s %s error rate: %s', model, unit, _line(score))
+
+    def _earlier(self) -> list[Score]:
+        """What was scored in earlier parts of the run, but for scores of another test set."""
+        scores = []
+        for file in sorted(self._workdir.sub('decode').glob('*/score.json')):
+            score = Score(**read_json(file))
+            if score.test in (0, self._made_for.get(score.unit)):  # 0: of before
+                scores.append(score)
+            else:
+                logger.warning('%s is of another test set or graph: left out.', file)
+        return scores
+
+    def _checksum(self, unit: str) -> int:
+        """Of the references, the test utterances and the decoding graph."""
+        features = self._features
+        sizes = dict(zip(features.ids, features.num_frames.tolist(), strict=True))
+        said = json.dumps([self._references[unit], sizes], sort_keys=True)
+        graph = self._workdir.path / 'model' / f'{unit}.fst'
+        return zlib.crc32(graph.read_bytes(), zlib.crc32(said.encode()))
 
     def change(self, model: str, before: str, unit: str) -> Change | None:
         """A model's error rate against another's on the test set, each at its own acoustic scale.

@@ -123,16 +123,20 @@ class Experiment:
             self.checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
             resources.callback(self.checkpoints.close)
             position = self.checkpoints.latest()
+            origin.note_language(config, workdir.path, begins=position is None)
             begun = (start.resume if position else start.begin)(config, workdir.path)
-            origin.note_language_models(config, workdir.path, begins=position is None)
-            self._prepare(begun)
+            if position is None:
+                workdir.forget_attempt()
+            self._prepare(begun, position)
             self._open(begun, position, resources, quiet)
             self._resources = resources.pop_all()  # kept open, unless something failed above
 
-    def _prepare(self, begun: start.Start) -> None:
-        """What stays the same from the first to the last stage."""
+    def _prepare(self, begun: start.Start, position: Position | None) -> None:
+        """What stays the same from the first to the last stage, and the alignments."""
         config, workdir = self.config, self.workdir
         self.data, self.network = begun.data, begun.network
+        # Of replicas that are processes these stay the first ones: see `Position.labels`.
+        self.labels = self._labels_of(position) if position else begun.labels
         self.evaluator = evaluate.Evaluator.make(config, self.data, workdir)
         self.batcher = assembly.batcher(config, self.data)
         self.denominator = None
@@ -173,8 +177,6 @@ class Experiment:
             begun.source.write(self.workdir.path)
         self.server = self._server(begun.params)
         resources.callback(self.server.close)
-        # Of replicas that are processes these stay the first ones: see `Position.labels`.
-        self.labels = self._labels_of(position) if position else begun.labels
         self.hosts = serving.hosts(
             self.config,
             self.data,
@@ -294,9 +296,11 @@ class Experiment:
         done_before = self._completed
 
         def save() -> Position:
-            done, leases = desk.state()
+            with self.monitor.together():
+                (done, leases), updates = desk.state(), len(self.monitor.updates)
             self._completed = done_before + done
-            return self._save(leases, self._completed >= stage.updates and looks is None)
+            ended = self._completed >= stage.updates and looks is None
+            return self._save(leases, updates, ended)
 
         def over() -> bool:
             """Saves a checkpoint; looks at it, too, unless looks have already ended the stage."""
@@ -323,7 +327,7 @@ class Experiment:
         if looks is not None:
             over()
             self._go_back(looks.kept())
-            self._save(last.leases, True)
+            self._save(last.leases, last.updates, True)
 
     def _lattices(self, stage: Stage) -> LatticeWork | None:
         """What the replicas need to make lattices, where the stage is on lattices."""
@@ -342,12 +346,12 @@ class Experiment:
         drawn = lattice_report.picture(work, params)
         return [drawn] if drawn else []
 
-    def _save(self, leases: dict[str, Any], ended: bool) -> Position:
+    def _save(self, leases: dict[str, Any], updates: int, ended: bool) -> Position:
         """A checkpoint in the present stage, or at its end."""
         position = Position(
             self._stage + 1 if ended else self._stage,
             0 if ended else self._completed,
-            len(self.monitor.updates),
+            updates,
             self.server.snapshot(),
             leases,
             np.concatenate(self.labels),

@@ -253,8 +253,9 @@ class _StageRun:
 
     def _take(self, updates: Sequence[Update]) -> None:
         for update in updates:
-            self._desk.complete(update.lease)
-            self._monitor.add(update)
+            with self._monitor.together():
+                self._desk.complete(update.lease)
+                self._monitor.add(update)
 
     def _note(self, number: int, error: BaseException | None) -> None:
         """Takes note of a replica that ended."""

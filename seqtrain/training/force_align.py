@@ -236,14 +236,17 @@ def _check_reference(
 def _write(
     out: pathlib.Path, found: Mapping[str, Spoken], pdfs: Mapping[str, np.ndarray], made_by: Aligner
 ) -> None:
-    """`ali.ark` (pdfs), `phones.ark` (phone ids), CTMs of three kinds, a TextGrid per utterance."""
+    """`ali.ark` (pdfs), `phones.ark` (phones, from 1), three CTMs, a TextGrid per utterance."""
     (out / 'textgrid').mkdir(parents=True, exist_ok=True)
     phone_of_pdf = made_by.topology.phone_of_pdf()
     alignment_files.write_alignments(out / 'ali.ark', pdfs)
+    phones = made_by.lexicon.phones
+    number = np.where(phone_of_pdf < 0, len(phones), phone_of_pdf) + 1
     alignment_files.write_alignments(
-        out / 'phones.ark', {name: phone_of_pdf[one] for name, one in pdfs.items()}
+        out / 'phones.ark', {name: number[one] for name, one in pdfs.items()}
     )
-    table = ''.join(f'{phone} {n}\n' for n, phone in enumerate(made_by.lexicon.phones))
+    names = ['<eps>', *phones, *(['<blk>'] if (phone_of_pdf < 0).any() else [])]  # CTC's blank
+    table = ''.join(f'{phone} {n}\n' for n, phone in enumerate(names))
     (out / 'phones.txt').write_text(table, encoding='utf-8')
     for kind in ('words', 'phones', 'states'):
         rows = {name: getattr(one, kind) for name, one in found.items()}

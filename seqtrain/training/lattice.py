@@ -7,7 +7,6 @@ paths, which are those of the lattice-free criteria (`losses`, on a batch of gra
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -21,6 +20,7 @@ from seqtrain.fsa import Fsa
 from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, arpa, decoding_graph
 from seqtrain.lattices import LatticeError, LatticeGenerator, LatticePair, oracle_errors
 from seqtrain.training.prepare import TrainingData
+from seqtrain.training.workdir import read_json, write_json
 
 SIZES = 'lattice_sizes.json'
 _MODES = ('decode', 'epoch', 'outer')
@@ -133,14 +133,14 @@ class Sizes:
         return cls(*rates)
 
     def write(self, folder: pathlib.Path) -> None:
-        (folder / SIZES).write_text(json.dumps(dataclasses.asdict(self)) + '\n')
+        write_json(folder / SIZES, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> Sizes | None:
         """What `write` wrote; None where it has not yet."""
         if not (folder / SIZES).is_file():
             return None
-        fields = json.loads((folder / SIZES).read_text())
+        fields = read_json(folder / SIZES)
         return cls(**{name: tuple(value) for name, value in fields.items()})
 
 

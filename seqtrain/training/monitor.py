@@ -20,6 +20,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 from rich import console as rich_console
@@ -174,6 +175,10 @@ class Monitor:
             self._condition.notify_all()
             for name, value in update.metrics.items():
                 self._writer.add_scalar(f'{update.stage}/{name}', value, number)
+
+    def together(self) -> AbstractContextManager[Any]:
+        """What is done within it no other thread sees in part: a checkpoint counts twice."""
+        return self._condition
 
     def failed(self, failure: Failure) -> None:
         """Takes a replica's failure."""

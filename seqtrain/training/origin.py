@@ -1,4 +1,5 @@
-"""What a run begins with and must find again: another run's network, language models.
+"""What a run begins with and must find again: another run's network, lexicon, language
+models.
 
 Of the run in `config.start_from` some things must be the same, too.
 """
@@ -16,7 +17,7 @@ from seqtrain.training import assembly, recognizer
 from seqtrain.training.workdir import WorkdirError, read_json, write_json
 
 _SOURCE = 'start_from.json'
-_LANGUAGE_MODELS = 'language_models.json'
+_LANGUAGE = 'language.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,37 +93,47 @@ def check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> Non
         )
 
 
-def note_language_models(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, begins: bool
-) -> None:
-    """Notes checksums of the ARPA files where a run begins, and checks them where it goes on.
+def note_language(config: ml_collections.ConfigDict, folder: pathlib.Path, begins: bool) -> None:
+    """Notes checksums of lexicon and ARPA files where a run begins, compares them where it goes on.
 
     Raises:
       WorkdirError: one of them is another than when the run began.
     """
-    files = assembly.arpa_files(config)
-    if not begins:
-        _compare(files, folder)
-    elif files:
-        write_json(folder / _LANGUAGE_MODELS, {name: _checksum(files[name]) for name in files})
+    if begins:
+        write_json(folder / _LANGUAGE, _language(config))
+        return
+    if (folder / 'model' / 'model.json').is_file():
+        check_phones(config, folder)
+    _compare(config, _language(config), folder)
 
 
 def check_denominators(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """For a replay, which does not decode: raises WorkdirError as `note_language_models` does."""
-    files = assembly.arpa_files(config)
-    _compare({name: files[name] for name in files if name == 'lattice'}, folder)
+    """For a replay, which does not decode: raises WorkdirError as `note_language` does."""
+    now = _language(config)
+    now.pop('graph.word_lm', None)
+    _compare(config, now, folder)
 
 
-def _checksum(file: str) -> int:
-    return zlib.crc32(pathlib.Path(file).read_bytes())
+def _language(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Checksums by the field of the config."""
+    lexicon = assembly.load_lexicon(config.data)
+    spelt = json.dumps([lexicon.phones, lexicon.pronunciations], sort_keys=True)
+    files = {f'{name}.word_lm': file for name, file in assembly.arpa_files(config).items()}
+    return {'data.lexicon': zlib.crc32(spelt.encode())} | {
+        name: zlib.crc32(pathlib.Path(file).read_bytes()) for name, file in files.items()
+    }
 
 
-def _compare(files: dict[str, str], folder: pathlib.Path) -> None:
-    noted = folder / _LANGUAGE_MODELS
+def _compare(
+    config: ml_collections.ConfigDict, now: dict[str, int], folder: pathlib.Path
+) -> None:
+    noted = folder / _LANGUAGE
     then = read_json(noted) if noted.is_file() else {}  # runs of before have none
-    for name, file in files.items():
-        if name in then and then[name] != _checksum(file):
+    for name, checksum in now.items():
+        if then.get(name, checksum) != checksum:
+            section, field = name.split('.')
+            file = config[section][field] or "the corpus's lexicon"
             raise WorkdirError(
-                f'config.{name}.word_lm: {file} is not what it was when the run in {folder} began. '
-                'Put that model back, or start anew in another workdir.'
+                f'config.{name}: {file} is not what it was when the run in {folder} began. '
+                'Put that back, or start anew in another workdir.'
             )

@@ -7,7 +7,6 @@ checkpoints, so that decoding needs neither the training data nor its lexicon.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from seqtrain.exchange import Partition
 from seqtrain.graphs import DecodingGraph, Lexicon, NGramLm, Topology, decoding_graph
 from seqtrain.training import steps
 from seqtrain.training.checkpoint import Checkpoints, Position
-from seqtrain.training.workdir import WorkdirError
+from seqtrain.training.workdir import WorkdirError, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class ModelFiles:
         for unit, graph in graphs.items():
             graph.write(folder / f'{unit}.fst')
         lexicon.write(folder / 'lexicon.txt')
-        (folder / 'model.json').write_text(json.dumps(dataclasses.asdict(self), indent=2) + '\n')
+        write_json(folder / 'model.json', dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> ModelFiles:
@@ -58,12 +57,15 @@ class ModelFiles:
         file = folder / 'model.json'
         if not file.is_file():
             raise WorkdirError(f'{file} is not there yet: let launch/train.py run.')
-        fields = json.loads(file.read_text())
+        fields = read_json(file)
         lists = {name: tuple(fields[name]) for name in ('units', 'phones')}
         return cls(**{**fields, **lists})
 
     def graph(self, folder: pathlib.Path, unit: str) -> DecodingGraph:
-        return DecodingGraph.read(folder / f'{unit}.fst')
+        try:
+            return DecodingGraph.read(folder / f'{unit}.fst')
+        except ValueError as error:
+            raise WorkdirError(f'{error} launch/train.py does it with the same command.') from None
 
     def lexicon(self, file: str | pathlib.Path) -> Lexicon:
         """The run's lexicon (`lexicon.txt` in its folder), or another one of its phones."""

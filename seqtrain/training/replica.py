@@ -230,7 +230,8 @@ class Replica:
         if self._lattices is None:
             return batch
         current = self._now[-1]
-        busy = self._previous[-1].metrics if self._previous else None
+        begun = (*self._previous, *self._now[:-1])  # of the last push, or earlier steps of this one
+        busy = begun[-1].metrics if begun else None
         batch = self._lattices.complete(current.lease, batch, pulled, following, busy)
         current.indices, current.frames = batch.indices, batch.frames
         current.host_metrics, current.reasons = batch.metrics, batch.reasons

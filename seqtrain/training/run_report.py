@@ -12,7 +12,7 @@ import jax
 import yaml
 
 from seqtrain import losses, report
-from seqtrain.exchange import Event
+from seqtrain.exchange import Event, eventlog
 from seqtrain.ops import cpu
 from seqtrain.training import lattice_report
 from seqtrain.training.monitor import Update
@@ -35,7 +35,8 @@ def summary(run: Experiment) -> dict[str, Any]:
     scores = {(s.model, s.unit): s for s in run.evaluator.scores}
     first, criterion = run.first_model, run.final_model
     final = scores[criterion, 'word']
-    applied = _of_kind(run.monitor.events, 'applied')
+    events = eventlog.standing(run.monitor.events)
+    applied = _of_kind(events, 'applied')
     result = {
         'wer': final.wer,
         'words': final.words,
@@ -49,7 +50,7 @@ def summary(run: Experiment) -> dict[str, Any]:
         'frames_per_s': run.monitor.frames_per_s(run.stages[-1].name),
         'mean_staleness': sum(e.s1 for e in applied) / max(1, len(applied)),
         'updates': len(run.monitor.updates),
-        'rejected_pushes': rejected_pushes(run.monitor.events),
+        'rejected_pushes': rejected_pushes(events),
         'replica_failures': len(run.monitor.failures),
         'skipped': len(_skipped(run)),
         'redone_in_log_domain': cpu.redone() if cpu.available() else None,
@@ -103,7 +104,8 @@ def write(
       result: from `summary`.
       pictures: captions and SVG elements of lattices.
     """
-    updates, applied = run.monitor.updates, _of_kind(run.monitor.events, 'applied')
+    updates = run.monitor.updates
+    applied = _of_kind(eventlog.standing(run.monitor.events), 'applied')
     exchange = run.config.exchange
     record = report.RunRecord(
         title=f'{run.config.name}: {_MODES[run.config.exchange.mode]} sequence training',
@@ -119,7 +121,9 @@ def write(
                 unit=f'{s.unit}s',
                 interval=(s.low, s.high),
             )
-            for s in sorted(run.evaluator.scores, key=lambda s: s.unit)
+            for s in sorted(
+                run.evaluator.scores, key=lambda s: (s.unit, s.model == run.final_model)
+            )
         ],
         s1=_ages(applied, 's1'),
         s2=_ages(applied, 's2'),

@@ -97,7 +97,10 @@ def needs_monophones(config: ml_collections.ConfigDict) -> bool:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a monophone run that would train nothing."""
+    """Raises ValueError for layers of no frames and a monophone run that would train nothing."""
+    _check_offsets('bootstrap.mono_offsets', config.bootstrap.mono_offsets)
+    if config.model.kind == 'tdnn':
+        _check_offsets('model.offsets', config.model.offsets or ((),))
     if not needs_monophones(config):
         return
     if config.bootstrap.mono_rounds < 1:
@@ -110,6 +113,16 @@ def check(config: ml_collections.ConfigDict) -> None:
             'config.bootstrap.mono_updates and updates are 0: tied states and mono_offsets begin '
             'where a monophone run ended, which would train nothing.'
         )
+
+
+def _check_offsets(name: str, layers: Any) -> None:
+    """Raises ValueError for layers of a TDNN that splice nothing."""
+    for layer in layers:
+        frames = layer if isinstance(layer, (tuple, list)) else ()
+        if not frames or not all(isinstance(frame, int) for frame in frames):
+            raise ValueError(
+                f'config.{name} is {layers}: give each layer its frames, as in ((-1,0,1),(-3,0,3)).'
+            )
 
 
 def is_flat(config: ml_collections.ConfigDict) -> bool:

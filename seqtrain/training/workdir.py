@@ -10,17 +10,27 @@ updates.jsonl, pushes.jsonl, events.jsonl, failures.jsonl   see `training.monito
 report.html      and figures/         result.json  the last line of JSON
 shards/          checkpoints of shards that are Ray actors
 start_from.json  which network of config.start_from the run began with
-language_models.json  checksums of the ARPA files that it began with
+language.json    checksums of the pronunciations and ARPA files that it began with
 aligners/        parameters that aligned, where replicas are Ray actors
 """
 
 import fcntl
 import json
+import logging
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
-_BEGINNING = {'config.json', 'lock', 'machine.json'}  # there before the data are looked at
+logger = logging.getLogger(__name__)
+
+_LOGS = ('updates.jsonl', 'pushes.jsonl', 'events.jsonl', 'failures.jsonl')
+_BEGINNING = {
+    'config.json',
+    'lock',
+    'machine.json',
+    'language.json',
+}  # there before the data are looked at
 
 
 class WorkdirError(RuntimeError):
@@ -83,6 +93,18 @@ class Workdir:
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         return folder
+
+    def forget_attempt(self) -> None:
+        """Removes what a part of the run left that broke off before its first checkpoint.
+
+        Its logs would count updates that the run never had, its shards come back with its values.
+        """
+        begun = [file for file in map(self.path.joinpath, _LOGS) if file.exists()]
+        for file in begun:
+            file.unlink()
+        shutil.rmtree(self.path / 'shards', ignore_errors=True)
+        if begun:
+            logger.info('%s broke off before its first checkpoint: it begins anew.', self.path)
 
     def _check_config(self) -> None:
         file = self.path / 'config.json'

@@ -17,6 +17,21 @@ START = {
 }
 
 
+def test_what_a_restart_took_back_did_not_lead_anywhere():
+    def events(kind, versions, shard=0):
+        return [Event(kind, shard, version=version) for version in versions]
+
+    first, other = events('applied', [1, 2, 3, 4]), events('applied', [1, 2, 3], shard=1)
+    refused = events('rejected', [2, 4])
+    back, again = events('restored', [2]), events('applied', [3])
+    lost, last = events('applied', [4, 5]), events('applied', [4])
+    back_again = events('restored', [3])
+    log = [*first, *other, *refused, *back, *again, *lost, *back_again, *last]
+    kept = [*first[:2], *other, refused[0], *back, *again, *back_again, *last]
+    assert eventlog.standing(log) == kept
+    assert eventlog.standing([]) == []
+
+
 def gradient(event, params):
     rng = np.random.default_rng([event.worker, event.seq])
     return {k: np.sin(v * event.steps) + rng.normal(size=v.shape).astype(np.float32)

@@ -103,6 +103,9 @@ def test_a_cached_graph_that_lacks_a_file_is_built_again(lexicon, tmp_path, suff
     again = decoding_graph(lexicon, topology, lm, cache_dir=tmp_path)
     assert (again.words, arcs(again)) == (built.words, arcs(built))
     assert lost.is_file()
+    lost.write_bytes(lost.read_bytes()[:20])
+    again = decoding_graph(lexicon, topology, lm, cache_dir=tmp_path)
+    assert (again.words, arcs(again)) == (built.words, arcs(built))
 
 
 def test_damaged_graph_file(lexicon, tmp_path):

@@ -151,7 +151,7 @@ def test_non_finite_scores(graph, scores):
     matrix[1, 1] = np.nan
     generator = LatticeGenerator(graph)
     assert generator.decode(matrix) is None
-    assert 'no path' in generator.pair(matrix, 'x').reason
+    assert generator.pair(matrix, 'x').reason == 'non-finite scores'
 
 
 def test_a_transcript_outside_the_graph(lexicon):

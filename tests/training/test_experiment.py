@@ -29,6 +29,7 @@ from seqtrain.training import (
 )
 from seqtrain.training.batching import Batcher
 from seqtrain.training.checkpoint import CheckpointError, Checkpoints
+from seqtrain.training.stage import plan
 from seqtrain.training.workdir import Workdir, WorkdirError
 
 
@@ -137,6 +138,33 @@ def test_an_interrupted_run_goes_on_where_it_stood(make_config, tmp_path, run_un
     assert sorted({row.number for row in monitor.read_updates(tmp_path)}) == list(range(1, 15))
 
 
+@pytest.mark.parametrize('transport', ['local', pytest.param('ray', marks=pytest.mark.slow)])
+def test_what_was_killed_before_its_first_checkpoint_begins_anew(
+    transport, make_config, tmp_path, run_until_power_cut
+):
+    config = make_config(exchange__transport=transport, exchange__num_shards=2)
+    run_until_power_cut(config, tmp_path, updates=3, killed=True)
+    assert experiment.run(config, tmp_path, quiet=True)['updates'] == 14
+    applied = [e for e in eventlog.read(tmp_path / monitor.EVENTS)[1] if e.kind == 'applied']
+    assert len(applied) == 2 * max(e.version for e in applied) == 2 * 14
+    assert len(monitor.read_pushes(tmp_path)) == 14
+    assert replay.run(tmp_path)['identical']
+
+
+def test_checkpoints_count_what_is_done_once(make_config, tmp_path, monkeypatch):
+    config = make_config(exchange__num_replicas=4, checkpoint__every_updates=1)
+    saved = []
+    monkeypatch.setattr(Checkpoints, 'save', lambda self, position: saved.append(position))
+    experiment.run(config, tmp_path, quiet=True)
+    stages = plan(config)
+    counted = [
+        sum(stage.updates for stage in stages[: position.stage]) + position.completed
+        for position in saved
+    ]
+    assert counted == [position.updates for position in saved]
+    assert len(set(counted)) > 4
+
+
 def test_a_finished_run_started_again_trains_no_more(make_config, tmp_path):
     config = make_config()
     first = experiment.run(config, tmp_path, quiet=True)
@@ -170,6 +198,47 @@ def test_a_network_that_is_another_is_decoded_again(make_config, tmp_path, monke
     assert json.loads(file.read_text())['params'] == score['params']
 
 
+def test_other_references_are_scored_anew(make_config, kaldi_copy, tmp_path, caplog):
+    config = make_config(sequence__updates=0, bootstrap__rounds=1)
+    run, folders = tmp_path / 'run', {}
+    for split in ('train', 'test'):
+        folders[split] = tmp_path / split
+        kaldi_copy(assembly.load_split(config.data, split), folders[split])
+    assembly.load_lexicon(config.data).write(tmp_path / 'lexicon.txt')
+    config.data.train, config.data.test = map(str, folders.values())
+    config.data.corpus, config.data.lexicon = 'kaldi', str(tmp_path / 'lexicon.txt')
+    first = experiment.run(config, run, quiet=True)
+    assert first['errors'] > 0
+    text = (run / 'decode' / 'ce-word' / 'text').read_text()
+    (tmp_path / 'test' / 'text').write_text(
+        ''.join(f'{line}\n' for line in text.splitlines() if len(line.split()) > 1)
+    )
+    assert experiment.run(config, run, quiet=True)['errors'] == 0
+    assert 'of another test set' in caplog.text
+
+
+@pytest.mark.parametrize('added', [{'perhaps': 'K N'}, {'perhaps': 'K AAA'}, {'one': 'K N'}])
+def test_a_run_does_not_go_on_with_another_lexicon(
+    added, make_config, tmp_path, run_until_power_cut
+):
+    config, run = make_config(), tmp_path / 'run'
+    spelt = assembly.load_lexicon(config.data).pronunciations
+    file = tmp_path / 'lexicon.txt'
+    kept = ''.join(f'{word} {" ".join(one)}\n' for word in spelt for one in spelt[word])
+    file.write_text(kept)
+    config.data.lexicon = str(file)
+    run_until_power_cut(config, run, updates=5)
+    model = (run / 'model' / 'model.json').read_bytes(), (run / 'model' / 'word.fst').read_bytes()
+    file.write_text(kept + ''.join(f'{word} {phones}\n' for word, phones in added.items()))
+    what = 'other phones.*AAA' if 'AAA' in str(added) else r'lexicon\.txt is not what it was'
+    with pytest.raises(WorkdirError, match=what):
+        experiment.run(config, run, quiet=True)
+    now = (run / 'model' / 'model.json').read_bytes(), (run / 'model' / 'word.fst').read_bytes()
+    assert now == model
+    file.write_text(kept)
+    assert experiment.run(config, run, quiet=True)['updates'] == 14
+
+
 def test_alignments_are_not_given_to_other_recordings(make_config, tmp_path, monkeypatch):
     config = make_config()
     experiment.run(config, tmp_path, quiet=True)
@@ -194,7 +263,7 @@ def test_the_checksum_is_of_ids_lengths_and_texts(prepared):
 def test_what_is_damaged_in_a_workdir_is_named(make_config, tmp_path):
     config = make_config()
     experiment.run(config, tmp_path, quiet=True)
-    for name in ('config.json', 'machine.json', 'decode/ce-word/score.json'):
+    for name in ('config.json', 'machine.json', 'decode/ce-word/score.json', 'model/model.json'):
         file = tmp_path / name
         whole = file.read_text()
         file.write_text(whole[: len(whole) // 2])

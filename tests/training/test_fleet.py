@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
+import types
 
 import numpy as np
 import pytest
 
 from seqtrain import exchange
 from seqtrain.data.leases import LeaseBook
-from seqtrain.training import replica
+from seqtrain.training import fleet, monitor, replica
 from seqtrain.training.fleet import Fleet, run_stage
 from seqtrain.training.leasing import LeaseDesk
 
@@ -23,6 +24,9 @@ class Notes:
 
     def pushing(self, *what):
         pass
+
+    def together(self):
+        return contextlib.nullcontext()
 
     def add(self, update):
         self.updates.append(update)
@@ -99,6 +103,26 @@ def test_a_resumed_round_does_not_wait_for_replicas_that_have_nothing_left_to_do
                   every_updates=9, checkpoint=lambda: False)  # fmt: skip
         assert server.params().versions.numbers == (1, 1)  # one round, of two replicas
         server.check()
+
+
+def test_an_update_is_counted_by_desk_and_monitor_at_once(tmp_path):
+    run = types.SimpleNamespace(_monitor=monitor.Monitor(tmp_path, total=1, quiet=True))
+    free = []
+
+    def complete(lease):
+        del lease
+        other = threading.Thread(
+            target=lambda: free.append(run._monitor.together().acquire(blocking=False))
+        )
+        other.start()
+        other.join()
+
+    run._desk = types.SimpleNamespace(complete=complete)
+    update = monitor.Update('ce-0', 0, 0, 0, (0, 0, 0), (0,), 1, {'loss': 0.0}, [], 0.0, 0.0, 0.0)
+    fleet._StageRun._take(run, [update])
+    run._monitor.close()
+    assert free == [False]
+    assert len(run._monitor.updates) == 1
 
 
 def test_a_replica_that_cannot_be_made_leaves_no_thread(monkeypatch):

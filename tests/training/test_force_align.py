@@ -31,6 +31,7 @@ def test_files_agree_with_each_other(trained, kaldi_copy, tmp_path):
         alignment_files.read_ctm(out / f'{kind}.ctm') for kind in ('words', 'phones', 'states')
     )
     names = [line.split()[0] for line in (out / 'phones.txt').read_text().splitlines()]
+    assert names[0] == '<eps>'  # 0 is no phone in Kaldi
     frames = alignment_files.read_alignments(out / 'phones.ark')
     pdfs = alignment_files.read_alignments(out / 'ali.ark')
     for utterance in utterances:
@@ -64,6 +65,10 @@ def test_blanks_at_the_end_belong_to_the_recording(tmp_path):
     assert not skipped
     assert found['u'].phones == [intervals.Interval('X', 0.01, 0.03)]
     force_align._write(tmp_path, found, pdfs, aligner)
+    phones = alignment_files.read_alignments(tmp_path / 'phones.ark')['u']
+    names = [line.split() for line in (tmp_path / 'phones.txt').read_text().splitlines()]
+    assert [number for _, number in names] == ['0', '1', '2', '3']
+    assert [names[n][0] for n in phones] == ['<blk>', 'X', 'X', '<blk>', '<blk>', '<blk>']
     text = (tmp_path / 'textgrid' / 'u.TextGrid').read_text()
     assert re.search(r'^xmax = (\S+)', text, re.MULTILINE)[1] == '0.06'
     assert re.findall(r'xmax = (\S+)\n +text = "(.*)"', text)[-1] == ('0.06', '')

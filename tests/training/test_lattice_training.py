@@ -426,6 +426,15 @@ def test_the_language_model_stays_what_it_was(lattice_config, tmp_path, run_unti
         replay.run(run)
 
 
+def test_damaged_sizes_are_named(tmp_path):
+    sizes = lattice.Sizes((2.0, 3.0), (4.0, 8.5))
+    sizes.write(tmp_path)
+    assert lattice.Sizes.read(tmp_path) == sizes
+    (tmp_path / lattice.SIZES).write_text('')
+    with pytest.raises(WorkdirError, match=r'lattice_sizes\.json is damaged.*Delete it'):
+        lattice.Sizes.read(tmp_path)
+
+
 def test_each_kind_of_graph_has_its_acoustic_scale(make_config):
     topology = Topology.make('chain', 3)
     free = make_config(sequence__acoustic_scale=0.3, lattice__acoustic_scale=0.2)

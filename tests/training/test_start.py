@@ -283,7 +283,12 @@ def test_what_a_run_on_top_of_a_sequence_trained_network_begins_with_is_no_ce_ne
     assert 'wer_ce' not in result
     folders = sorted(folder.name for folder in (tmp_path / 'smbr' / 'decode').iterdir())
     assert folders == ['smbr-word', 'start-word']
-    assert 'start, test' in (tmp_path / 'smbr' / 'report.html').read_text()
+    page = (tmp_path / 'smbr' / 'report.html').read_text()
+    assert 'start, test' in page
+    headline = f'<dt>word error rate, LF-sMBR, test</dt><dd>{100 * result["wer"]:.2f} %</dd>'
+    assert headline in page
+    experiment.run(config, tmp_path / 'smbr', quiet=True)
+    assert headline in (tmp_path / 'smbr' / 'report.html').read_text()
 
 
 def test_a_replay_says_when_the_run_before_has_gone_on(

@@ -50,6 +50,17 @@ def test_tuples_in_a_config_equal_their_json_form(tmp_path):
             (workdir.path / 'updates.jsonl').touch()
 
 
+def test_what_broke_off_before_a_checkpoint_is_forgotten(tmp_path):
+    with Workdir(tmp_path, {'a': 1}) as run:
+        run.forget_attempt()  # nothing yet
+        for name in ('events.jsonl', 'pushes.jsonl', 'updates.jsonl', 'failures.jsonl'):
+            (tmp_path / name).write_text('{}\n')
+        run.sub('shards').joinpath('shard-0').write_text('values')
+        run.sub('decode')
+        run.forget_attempt()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['config.json', 'decode', 'lock']
+
+
 def test_an_empty_folder_has_no_config(tmp_path):
     with pytest.raises(WorkdirError, match='Train first'), Workdir(tmp_path / 'new', None):
         pass
