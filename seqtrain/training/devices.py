@@ -7,6 +7,7 @@ about them, and its replay compares.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import pathlib
@@ -39,6 +40,7 @@ def set_up(num_replicas: int, cache_dir: str = '') -> None:
     Call it before anything touches a device; later calls change nothing but the cache. Each host
     device compiles a program for itself; the cache turns all but the first into a look-up.
     """
+    _keep_memory()
     if jax.config.values['jax_compilation_cache_dir'] is None:
         folder = cache_root(cache_dir) / 'jax'
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,29 @@ def set_up(num_replicas: int, cache_dir: str = '') -> None:
         jax.config.update('jax_num_cpu_devices', num_replicas)
     except RuntimeError:  # the backend is up already, with what XLA_FLAGS said
         logger.debug('JAX already runs; it keeps its %d devices.', jax.device_count())
+
+
+# Of glibc's malloc.h: the option, and what it is set to.
+_KEEPING = {
+    'M_ARENA_MAX': (-8, 1),  # threads share one heap: arenas of their own are mapped and unmapped
+    'M_MMAP_MAX': (-4, 0),  # large arrays come from it, too
+    'M_TRIM_THRESHOLD': (-1, -1),  # and its end is never given back
+}
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep what is freed, if there is one and no `MALLOC_...` variable says more.
+
+    XLA's CPU backend frees a step's arrays at its end. By default glibc gives them back to the
+    system and asks for them again in the next step, and every page of them is cleared each time.
+    A process then holds as much as it ever needed, half as much again in the runs of RESULTS.md.
+    """
+    if os.name != 'posix' or any(name.startswith('MALLOC_') for name in os.environ):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, 'mallopt'):
+        for option, value in _KEEPING.values():
+            library.mallopt(option, value)
 
 
 def replica_devices(num_replicas: int, trains: bool = False) -> list[jax.Device]:

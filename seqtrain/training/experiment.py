@@ -123,10 +123,13 @@ class Experiment:
             self.checkpoints = Checkpoints(workdir.sub('checkpoints'), config.checkpoint.keep)
             resources.callback(self.checkpoints.close)
             position = self.checkpoints.latest()
-            origin.note_language(config, workdir.path, begins=position is None)
-            begun = (start.resume if position else start.begin)(config, workdir.path)
             if position is None:
                 workdir.forget_attempt()
+                begun = start.begin(config, workdir.path)
+                origin.note_language(config, workdir.path)
+            else:
+                origin.check_language(config, workdir.path)
+                begun = start.resume(config, workdir.path)
             self._prepare(begun, position)
             self._open(begun, position, resources, quiet)
             self._resources = resources.pop_all()  # kept open, unless something failed above
@@ -270,7 +273,7 @@ class Experiment:
             self.batcher,
             self.labels,
             serving.local_training(self.config, stage.name),
-            self._lattices(stage),
+            self._lattices(stage, self.server.params().params),
         )
         desk = LeaseDesk(
             self.book,
@@ -329,21 +332,17 @@ class Experiment:
             self._go_back(looks.kept())
             self._save(last.leases, last.updates, True)
 
-    def _lattices(self, stage: Stage) -> LatticeWork | None:
+    def _lattices(self, stage: Stage, params: Any) -> LatticeWork | None:
         """What the replicas need to make lattices, where the stage is on lattices."""
         if stage.kind == 'ce' or not lattice_stage.on_lattices(self.config):
             return None
-        params = self.server.params().params
         folder = self.workdir.path
         return lattice_stage.make(self.config, self.data, self.network, self.labels, folder, params)
 
     def _pictures(self, params: Any) -> list[tuple[str, str]]:
         """A lattice of the trained network, where it was trained on lattices."""
-        if self.stages[-1].kind == 'ce' or not lattice_stage.on_lattices(self.config):
-            return []
-        folder = self.workdir.path
-        work = lattice_stage.make(self.config, self.data, self.network, self.labels, folder, params)
-        drawn = lattice_report.picture(work, params)
+        work = self._lattices(self.stages[-1], params)
+        drawn = lattice_report.picture(work, params) if work is not None else None
         return [drawn] if drawn else []
 
     def _save(self, leases: dict[str, Any], updates: int, ended: bool) -> Position:

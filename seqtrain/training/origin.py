@@ -93,22 +93,24 @@ def check_phones(config: ml_collections.ConfigDict, source: pathlib.Path) -> Non
         )
 
 
-def note_language(config: ml_collections.ConfigDict, folder: pathlib.Path, begins: bool) -> None:
-    """Notes checksums of lexicon and ARPA files where a run begins, compares them where it goes on.
+def note_language(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Notes checksums of lexicon and ARPA files where a run begins."""
+    write_json(folder / _LANGUAGE, _language(config))
+
+
+def check_language(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """For a run that goes on.
 
     Raises:
-      WorkdirError: one of them is another than when the run began.
+      WorkdirError: lexicon or an ARPA file is another than when the run began.
     """
-    if begins:
-        write_json(folder / _LANGUAGE, _language(config))
-        return
     if (folder / 'model' / 'model.json').is_file():
         check_phones(config, folder)
     _compare(config, _language(config), folder)
 
 
 def check_denominators(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """For a replay, which does not decode: raises WorkdirError as `note_language` does."""
+    """For a replay, which does not decode: raises WorkdirError as `check_language` does."""
     now = _language(config)
     now.pop('graph.word_lm', None)
     _compare(config, now, folder)
@@ -124,9 +126,7 @@ def _language(config: ml_collections.ConfigDict) -> dict[str, int]:
     }
 
 
-def _compare(
-    config: ml_collections.ConfigDict, now: dict[str, int], folder: pathlib.Path
-) -> None:
+def _compare(config: ml_collections.ConfigDict, now: dict[str, int], folder: pathlib.Path) -> None:
     noted = folder / _LANGUAGE
     then = read_json(noted) if noted.is_file() else {}  # runs of before have none
     for name, checksum in now.items():

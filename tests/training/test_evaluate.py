@@ -41,8 +41,10 @@ def test_words_and_phones_have_their_scales(phone, ce_phone, expected, make_conf
 
     units = ('word', 'phone')
     with workdir.Workdir(tmp_path, config.to_dict()) as folder:
+        for unit in units:
+            (folder.sub('model') / f'{unit}.fst').write_bytes(b'')
         evaluator = Evaluator(
-            types.SimpleNamespace(skipped=()),
+            types.SimpleNamespace(skipped=(), ids=(), num_frames=np.zeros(0, np.int32)),
             {unit: {'a': 'x y'} for unit in units},
             {unit: recognizer(unit) for unit in units},
             folder,

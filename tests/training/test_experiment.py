@@ -4,8 +4,10 @@ import collections
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -401,6 +403,19 @@ def test_a_replay_says_what_is_another_than_in_the_run(make_config, tmp_path, ca
 def test_replicas_that_are_processes_leave_the_driver_one_device(make_config):
     assert devices.count(make_config().exchange) == 2
     assert devices.count(make_config(exchange__ray_replicas=True).exchange) == 1
+
+
+@pytest.mark.parametrize('told', [False, True])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(monkeypatch, told):
+    called = []
+    library = types.SimpleNamespace(mallopt=lambda *option: called.append(option))
+    monkeypatch.setattr(devices.ctypes, 'CDLL', lambda name: library)
+    for name in [name for name in os.environ if name.startswith('MALLOC_')]:
+        monkeypatch.delenv(name)
+    if told:
+        monkeypatch.setenv('MALLOC_ARENA_MAX', '4')
+    devices.set_up(2)
+    assert called == ([] if told else [(-8, 1), (-4, 0), (-1, -1)])  # as in glibc's malloc.h
 
 
 def test_replay_of_a_changed_log_differs(make_config, tmp_path):
