@@ -6,8 +6,8 @@
 With feats.scp: '--config.data.speeds=(1.0,)', other speeds need audio; of MFCC, as chain recipes
 have them, --config.features.given=mfcc.
 
-Measured (RESULTS.md): fsdd_unseen 10.7 ± 1.1 % WER (three seeds); speechocean 60.1 % PER, with a Kneser-Ney bigram
-(graph.word_lm_smoothing=kneser-ney) 63.2 % WER.
+Measured (RESULTS.md): fsdd_unseen 10.7 ± 1.1 % WER (three seeds); speechocean 60.1 % PER, with
+a Kneser-Ney bigram (graph.word_lm_smoothing=kneser-ney) 63.2 % WER.
 """
 
 from seqtrain.training import config as config_lib
