@@ -66,7 +66,7 @@ def _keep_memory() -> None:
 
     XLA's CPU backend frees a step's arrays at its end. By default glibc gives them back to the
     system and asks for them again in the next step, and every page of them is cleared each time.
-    A process then holds as much as it ever needed, half as much again in the runs of RESULTS.md.
+    A process then holds as much as it ever needed, up to half as much again (RESULTS.md).
     """
     if os.name != 'posix' or any(name.startswith('MALLOC_') for name in os.environ):
         return

@@ -147,7 +147,7 @@ class Evaluator:
         network, which an early stop went back to.
         """
         networks = {score.model: score.params for score in self.scores if score.unit == unit}
-        if networks.get(model) == networks.get(before):
+        if not {model, before} <= networks.keys() or networks[model] == networks[before]:
             return None
         references = self._references.get(unit)
         files = [

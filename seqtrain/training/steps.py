@@ -223,7 +223,7 @@ def _risk(logits, lengths, batch, denominator, config: SequenceConfig) -> losses
         'silence': _silence(phones),
         'one_silence_class': config.one_silence_class,
         'boost': config.risk_boost,
-        'boost_accuracy': _errors(batch.labels, config) if config.risk_boost else None,
+        'boost_accuracy': _right_phones(batch.labels, config) if config.risk_boost else None,
         **_common(config),
     }
     if config.criterion == 'smbr':
@@ -240,14 +240,14 @@ def _mmi(logits, lengths, batch, denominator, config: SequenceConfig) -> losses.
         batch.numerators,
         denominator,
         boost=config.boost,
-        accuracy=_errors(batch.labels, config) if config.boost else None,
+        accuracy=_right_phones(batch.labels, config) if config.boost else None,
         drop_below=config.drop_below,
         **_common(config),
     )
 
 
-def _errors(labels: Int[Array, 'B U'], config: SequenceConfig) -> Float[Array, 'B U P']:
-    """What boosts rivals with errors: frames with the right phone."""
+def _right_phones(labels: Int[Array, 'B U'], config: SequenceConfig) -> Float[Array, 'B U P']:
+    """Frames with the right phone: what a boost takes from a path."""
     phones = config.phone_of_pdf
     return losses.frame_accuracy(
         labels,

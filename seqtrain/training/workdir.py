@@ -25,12 +25,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _LOGS = ('updates.jsonl', 'pushes.jsonl', 'events.jsonl', 'failures.jsonl')
-_BEGINNING = {
-    'config.json',
-    'lock',
-    'machine.json',
-    'language.json',
-}  # there before the data are looked at
+# There before all data were looked at.
+_BEGINNING = {'config.json', 'lock', 'machine.json', 'language.json'}
 
 
 class WorkdirError(RuntimeError):

@@ -86,3 +86,5 @@ def test_one_network_under_two_names_has_no_change(make_config, tmp_path):
         assert evaluator.change('mmi', 'ce', 'word') is None
         assert evaluator.change('smbr', 'ce', 'word') is not None
         assert evaluator.change('smbr', 'ce', 'phone') is None  # not scored
+        evaluator.scores = [s for s in evaluator.scores if s.model != 'ce']
+        assert evaluator.change('smbr', 'ce', 'word') is None  # its hypotheses are of another set
