@@ -30,7 +30,7 @@ from seqtrain.exchange.plots import compare
 from seqtrain.exchange.scenario import KINDS, Dist, Problem, Quadratic, Result, Scenario
 from seqtrain.exchange.simulate import Simulation
 from seqtrain.training import config as config_lib
-from seqtrain.training import errors, serving
+from seqtrain.training import errors, server_rule
 from seqtrain.training import experiment as experiment_lib
 from seqtrain.training.problem import AcousticProblem
 
@@ -137,7 +137,7 @@ def trained(mode: str) -> tuple[Any, Problem | None]:
     config, kind = experiment()
     config.exchange.mode = 'async' if mode == 'async' else 'sync'
     experiment_lib.check(config)
-    return serving.rule(config, kind), acoustic()
+    return server_rule.make(config, kind), acoustic()
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from seqtrain.exchange.partition import Partition
+from seqtrain.exchange.rules import average
 from seqtrain.exchange.rules.base import needs_base_params, step
 
 RuleLike: TypeAlias = (
@@ -97,15 +98,20 @@ class Store:
     def set_rule(self, rule: optax.GradientTransformation, keep_state: bool = False) -> None:
         """Changes the rule; the optimiser state starts anew unless it is kept.
 
+        Where it starts anew, the values become what the last rule leaves: of one with
+        `polyak_average` the mean of its last versions.
+
         Raises:
           ValueError: the state is to be kept but the new rule's has another structure.
         """
         rule = optax.with_extra_args_support(rule)
-        state = self._put(rule.init(self.values))
+        values = self.values if keep_state else average.result(self.opt_state, self.values)
+        state = self._put(rule.init(values))
         if keep_state:
             if str(jax.tree.structure(state)) != self.structure:
                 raise ValueError('The new rule has another state; use keep_state=False.')
             state = self.opt_state
+        self.values = values
         self.rule, self.opt_state = rule, state
         self._step = step(rule)
         self.keep_base = needs_base_params(rule, self.values.size)

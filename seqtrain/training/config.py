@@ -69,7 +69,7 @@ _CHOICES = {
     'graph.word_lm_smoothing': ('witten-bell', 'kneser-ney', 'none'),
     'model.kind': ('tdnn', 'dnn'),
 }
-_BELOW_1 = ('graph.silence_probability', 'model.dropout')
+_BELOW_1 = ('graph.silence_probability', 'model.dropout', 'bootstrap.average', 'sequence.average')
 
 
 class ConfigError(ValueError):
@@ -282,7 +282,7 @@ def _exchange() -> ml_collections.ConfigDict:
     part.max_restarts = 1  # of each replica, after failures
     part.lease_s = 0.0  # nobody waits for a process silent for so long; 0: they do
     part.backup_replicas = 0  # sync: so many of the slowest are not waited for
-    part.rule = 'adam'  # see training.serving.RULES
+    part.rule = 'adam'  # see training.server_rule.RULES
     part.rule_options = _rule_options()
     part.local_steps = 1  # batches per push; more than one: parameter deltas are pushed
     part.local_optimizer = 'sgd'  # or momentum, adam, adamw: the replica's own
@@ -325,6 +325,7 @@ def _bootstrap() -> ml_collections.ConfigDict:
     part.updates = 40  # per round, over all replicas
     part.learning_rate = 2e-3
     part.final_learning_rate = 2e-3  # exponential decay over all rounds
+    part.average = 0.0  # of all updates the last part whose mean the network becomes; 0: the last
     return part
 
 
@@ -342,6 +343,7 @@ def _sequence() -> ml_collections.ConfigDict:
     part.updates = 150
     part.learning_rate = 1e-3
     part.final_learning_rate = 1e-4  # exponential decay
+    part.average = 0.0  # the last part of the updates whose mean the network becomes; 0: the last
     part.patience = 0  # checkpoints in a row without fewer errors on data.dev that end it; 0: none
     part.acoustic_scale = 1.0  # κ of lattice-free graphs; see lattice.acoustic_scale
     part.leaky = 0.0

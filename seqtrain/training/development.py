@@ -162,7 +162,7 @@ class Development:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for a patience that cannot be kept."""
+    """Raises ValueError for a patience that cannot be kept, or two ways to end the stage."""
     patience = config.sequence.patience
     if patience < 0:
         raise ValueError(
@@ -172,4 +172,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     if patience and not config.data.dev:
         raise ValueError(
             'config.sequence.patience looks at a development set: name one in config.data.dev.'
+        )
+    if config.sequence.average and config.data.dev:
+        raise ValueError(
+            'With config.data.dev the best checkpoint is kept, with config.sequence.average the '
+            'mean of the last versions: set one of them.'
         )

@@ -31,6 +31,7 @@ from seqtrain.training import (
     origin,
     recognizer,
     run_report,
+    server_rule,
     serving,
     start,
     steps,
@@ -192,19 +193,7 @@ class Experiment:
             resources.callback(self.hosts.close)
         self._restore(position)
         if not quiet:
-            logger.info(self._sentence(begun.params))
-
-    def _sentence(self, params: Any) -> str:
-        """What will be trained on what, for the log."""
-        sizes = {
-            'training utterances': len(self.data),
-            'phones': len(self.data.lexicon.phones),
-            'pdfs': self.data.topology.num_pdfs,
-            'weights': sum(leaf.size for leaf in jax.tree.leaves(params)),
-        }
-        listed = ', '.join(f'{size:,} {name}' for name, size in sizes.items())
-        exchange = self.config.exchange
-        return f'{self.workdir.path}: {listed}; {exchange.num_replicas} {exchange.mode} replicas.'
+            logger.info(run_report.beginning(self, begun.params))
 
     def train(self) -> None:
         """Runs the stages that are left."""
@@ -249,7 +238,7 @@ class Experiment:
         if stage.kind == 'sequence':
             self.evaluator.score(self.first_model, params)
         if index and self.stages[index - 1].kind != stage.kind:
-            self.server.set_rule(serving.rule(self.config, stage.kind), note=stage.name)
+            self.server.set_rule(server_rule.make(self.config, stage.kind), note=stage.name)
         if stage.realign and self.hosts is not None:
             self.log_prior = self.hosts.realign(index, stage, params, self.fleet, self.monitor)
         elif stage.realign:
@@ -294,15 +283,16 @@ class Experiment:
         self._drive(stage, desk, connect)
 
     def _drive(self, stage: Stage, desk: LeaseDesk, connect: Connect) -> None:
-        """Trains a stage, saves checkpoints, and ends with the best one where there are looks."""
+        """Trains a stage and saves checkpoints; may end with the best one of them, or a mean."""
         looks = self.development if stage.kind == 'sequence' else None
+        mean = self._ends_with_mean(stage)
         done_before = self._completed
 
         def save() -> Position:
             with self.monitor.together():
                 (done, leases), updates = desk.state(), len(self.monitor.updates)
             self._completed = done_before + done
-            ended = self._completed >= stage.updates and looks is None
+            ended = self._completed >= stage.updates and looks is None and not mean
             return self._save(leases, updates, ended)
 
         def over() -> bool:
@@ -330,7 +320,17 @@ class Experiment:
         if looks is not None:
             over()
             self._go_back(looks.kept())
+        if mean:
+            rule = server_rule.make(self.config, stage.kind)
+            self.server.set_rule(rule, note=server_rule.mean_note(stage.kind))
+        if looks is not None or mean:
             self._save(last.leases, last.updates, True)
+
+    def _ends_with_mean(self, stage: Stage) -> bool:
+        """Whether the network is the mean of the last versions after this stage."""
+        later = self.stages[self._stage + 1 :]
+        last = all(other.kind != stage.kind for other in later)
+        return last and server_rule.averages(self.config, stage.kind)
 
     def _lattices(self, stage: Stage, params: Any) -> LatticeWork | None:
         """What the replicas need to make lattices, where the stage is on lattices."""

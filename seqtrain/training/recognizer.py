@@ -84,9 +84,15 @@ def trained(
       average: takes the mean of the parameters in so many checkpoints of the last stage.
 
     Raises:
-      WorkdirError: there is no checkpoint yet, or fewer than are to be averaged, or the run went
-        back to its best network, which later ones must not join.
+      WorkdirError: there is no checkpoint yet, or fewer than are to be averaged, or the run ends
+        with a mean already, or went back to its best network, which later ones must not join.
     """
+    last = config.sequence if config.sequence.updates else config.bootstrap
+    if average > 1 and last.average:
+        raise WorkdirError(
+            f'{folder} ends with the mean of its last versions (config: average={last.average}). '
+            'Decode it without.'
+        )
     if average > 1 and config.data.dev and config.sequence.updates:
         raise WorkdirError(
             f'{folder} ends with the network that was best on config.data.dev: later checkpoints '

@@ -19,6 +19,7 @@ import numpy as np
 
 from seqtrain import exchange, ops
 from seqtrain.exchange import Event
+from seqtrain.exchange.store import RuleLike
 from seqtrain.training import (
     align,
     assembly,
@@ -27,6 +28,7 @@ from seqtrain.training import (
     lattice_stage,
     monitor,
     origin,
+    server_rule,
     serving,
     start,
     steps,
@@ -73,9 +75,9 @@ def run(path: str | pathlib.Path) -> dict[str, Any]:
             recorded.events,
             recorded.params,
             config.exchange.num_shards,
-            serving.rule(config, 'ce' if ce_rounds(config) else 'sequence'),
+            server_rule.make(config, 'ce' if ce_rounds(config) else 'sequence'),
             recorded.update,
-            later_rules=[(serving.rule(config, 'sequence'), False)] * recorded.rule_changes,
+            later_rules=[(rule, False) for rule in recorded.later_rules],
             codec=serving.CODECS[config.exchange.codec],
         )
     ends = [np.asarray(store.values) for store in stores]
@@ -129,9 +131,10 @@ class Recorded:
         self.computed = 0
 
     @property
-    def rule_changes(self) -> int:
-        """How often a shard's rule was changed."""
-        return sum(event.kind == 'rule' and event.shard == 0 for event in self.events)
+    def later_rules(self) -> list[RuleLike]:
+        """What a shard's rule was changed to, in order."""
+        changes = (event for event in self.events if event.kind == 'rule' and event.shard == 0)
+        return [server_rule.noted(self._config, event.note) for event in changes]
 
     def update(self, event: Event, params: Any) -> Any:
         """What was pushed, from the parameters that were pulled for it."""

@@ -30,6 +30,19 @@ _MODELS = {
 }
 
 
+def beginning(run: Experiment, params: Any) -> str:
+    """What will be trained on what, for the log."""
+    sizes = {
+        'training utterances': len(run.data),
+        'phones': len(run.data.lexicon.phones),
+        'pdfs': run.data.topology.num_pdfs,
+        'weights': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+    listed = ', '.join(f'{size:,} {name}' for name, size in sizes.items())
+    exchange = run.config.exchange
+    return f'{run.workdir.path}: {listed}; {exchange.num_replicas} {exchange.mode} replicas.'
+
+
 def summary(run: Experiment) -> dict[str, Any]:
     """The last line of JSON: JSON types only, rates as fractions, times in seconds."""
     scores = {(s.model, s.unit): s for s in run.evaluator.scores}

@@ -99,8 +99,11 @@ def test_a_threaded_run_replays_to_the_same_bits(policy, tmp_path):
         assert_same(server, replay(events, START, 2, rule, gradient))
 
 
-def test_rule_changes_codecs_and_new_clients_replay(tmp_path):
-    first, second = rules.adam(0.05), rules.downpour_adagrad(0.1)
+@pytest.mark.parametrize(
+    'first', [rules.adam(0.05), rules.polyak_average(rules.adam(0.05), 12)], ids=['last', 'mean']
+)
+def test_rule_changes_codecs_and_new_clients_replay(first, tmp_path):
+    second = rules.downpour_adagrad(0.1)
     with exchange.LocalServer(START, 2, first, Policy(num_workers=2)) as server:
         record(server, 2, 10, codec='int8')
         server.set_rule(second, note='stage 2')

@@ -71,6 +71,43 @@ def test_downpour_adagrad_leaves_untouched_parameters_alone():
     np.testing.assert_allclose(got[:, 1], 5)
 
 
+def test_polyak_average_ends_with_the_mean_of_the_last_versions():
+    # As SGD: 6, 5, 3, −1. The mean of the last three: 7/3.
+    script = [(0, [2]), (0, [1]), (1, [2]), (3, [4])]
+    got = trace(rules.polyak_average(rules.sgd(1.0), 1), [8], script)
+    np.testing.assert_array_equal(got, [[6], [5], [3], [-1]])
+    store = Store(np.array([8], np.float32), rules.polyak_average(rules.sgd(1.0), 1))
+    for version, (_, update) in enumerate(script):
+        store.apply(np.asarray(update, np.float32), version, 0, 1.0)
+    store.set_rule(rules.polyak_average(rules.sgd(0.5), 0), keep_state=True)
+    np.testing.assert_array_equal(store.values, [-1])
+    store.set_rule(rules.adam(1.0))
+    np.testing.assert_allclose(store.values, [7 / 3], rtol=1e-6)
+    assert store.version == 4
+
+
+@pytest.mark.parametrize('pushes', [0, 1, 3])
+def test_polyak_average_ends_with_the_newest_version_where_it_has_not_begun(pushes):
+    store = Store(np.array([1], np.float32), rules.polyak_average(rules.sgd(1.0), 3))
+    for version in range(pushes):
+        store.apply(np.ones(1, np.float32), version, 0, 1.0)
+    store.set_rule(rules.sgd(1.0))
+    np.testing.assert_array_equal(store.values, [1 - pushes])
+
+
+def test_polyak_average_asks_the_shard_for_base_values_where_its_rule_does():
+    got = [
+        trace(rule, [1, 0], [(0, [2, 0]), (0, [2, 4]), (1, [-2, 0])])
+        for rule in (rules.dc_asgd(0.5), rules.polyak_average(rules.dc_asgd(0.5), 0))
+    ]
+    np.testing.assert_array_equal(*got)
+
+
+def test_polyak_average_from_before_the_start_is_refused():
+    with pytest.raises(ValueError, match='begin is -1'):
+        rules.polyak_average(rules.sgd(1.0), -1)
+
+
 def test_schedules_count_applied_updates():
     rule = rules.sgd(lambda count: jnp.where(count < 2, 1.0, 0.5))
     np.testing.assert_allclose(trace(rule, [0], [(0, [1])] * 4), [[-1], [-2], [-2.5], [-3]])
@@ -332,6 +369,7 @@ MADE = {
     'scale_by_frames': rules.scale_by_frames(),
     'scale_by_staleness': rules.scale_by_staleness(),
     'drop_stale': rules.drop_stale(rules.adam(0.1), 2),
+    'polyak_average': rules.polyak_average(rules.adam(0.1), 2),
 }
 NO_RULES = {'BaseParamsNeeded', 'Rule', 'chain', 'step', 'elastic_pull'}
 
@@ -348,7 +386,8 @@ def test_a_rules_docstring_says_formula_source_what_is_pushed_and_the_size_of_it
     assert {'←', 'Source', 'Pushed: '} <= set(re.findall(r'←|Source|Pushed: ', text)) or (
         name == 'drop_stale'  # whose formula is the inner rule's
     )
-    said = re.search(r'State: (0 or n|as inner|\d?n|0)', text)[1]
+    said = re.search(r'State: (0 or n|n \+ as inner|as inner|\d?n|0)', text)[1]
     n = 7
     held = sum(leaf.size == n for leaf in jax.tree.leaves(MADE[name].init(jnp.zeros(n))))
-    assert {'0 or n': 1, 'as inner': 2, '0': 0, 'n': 1, '2n': 2}[said] == held
+    sizes = {'0 or n': 1, 'n + as inner': 3, 'as inner': 2, '0': 0, 'n': 1, '2n': 2}
+    assert sizes[said] == held

@@ -25,8 +25,9 @@ from seqtrain.training import (
     experiment,
     monitor,
     prepare,
+    recognizer,
     replay,
-    serving,
+    server_rule,
     steps,
 )
 from seqtrain.training.batching import Batcher
@@ -74,8 +75,13 @@ def _references(config, workdir):
     return '\n'.join(f'{name} {text}' for name, text in texts.items())
 
 
-def test_one_replica_without_staleness_is_the_plain_loop_bit_for_bit(make_config, tmp_path):
+@pytest.mark.parametrize('average', [0.0, 0.5])
+def test_one_replica_without_staleness_is_the_plain_loop_bit_for_bit(
+    average, make_config, tmp_path
+):
     config = make_config(
+        bootstrap__average=average,
+        sequence__average=average,
         exchange__num_replicas=1,
         exchange__num_shards=1,
         exchange__max_staleness=0,
@@ -107,19 +113,25 @@ def _plain_loop(config):
                 steps.make_align(net), params, plain, labels, [device], [range(len(data))]
             )
         log_prior = bootstrap.log_priors(labels, data.topology.num_pdfs)
-        rule, step = serving.rule(config, kind), assembly.step(config, net, kind, data.topology)
+        rule, step = server_rule.make(config, kind), assembly.step(config, net, kind, data.topology)
         args = assembly.step_args(kind, log_prior, ops.pack(data.denominator))
         # Flat, as in a shard: the compiler contracts multiply-adds differently by shape.
         flat = Partition.make(params, 1)
         (values,) = flat.split(params)
-        state, apply = rule.init(values), rules.step(rule)
+        state, apply, versions = rule.init(values), rules.step(rule), []
         for _ in range(updates):
             lease = book.acquire(0)
             gradients, _ = step(params, batcher.make(lease, device, labels).device, *args)
             (update,) = flat.split(gradients)
             values, state = apply(values, state, update, 0, 0, 1.0, None)
             params = flat.join([np.asarray(values)])
+            versions.append(np.asarray(values))
             book.complete(lease)
+        if config.bootstrap.average:  # a half of both stages
+            np.testing.assert_allclose(
+                state.mean, np.mean(versions[updates // 2 :], axis=0), rtol=1e-5, atol=1e-7
+            )
+            params = flat.join([np.asarray(state.mean)])
     return params
 
 
@@ -260,6 +272,28 @@ def test_the_checksum_is_of_ids_lengths_and_texts(prepared):
     sums = {dataclasses.replace(data, features=other).checksum for other in (one, *others)}
     assert len(sums) == 4
     assert data.checksum in sums
+
+
+def test_a_mean_is_taken_once_and_replayed(make_config, tmp_path, monkeypatch):
+    config = make_config(bootstrap__average=0.5, sequence__average=0.3)
+    real, taken = LocalServer.set_rule, []
+
+    def set_rule(self, rule, *, note=''):
+        taken.append(note)
+        if taken == ['mean of ce']:
+            raise RuntimeError('power cut')
+        real(self, rule, note=note)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalServer, 'set_rule', set_rule)
+        with pytest.raises(RuntimeError, match='power cut'):
+            experiment.run(config, tmp_path, quiet=True)
+        result = experiment.run(config, tmp_path, quiet=True)
+    assert taken == ['mean of ce', 'mean of ce', 'mmi', 'mean of sequence']
+    assert result['updates'] == 14
+    assert replay.run(tmp_path)['identical']
+    with pytest.raises(WorkdirError, match='ends with the mean of its last versions'):
+        recognizer.trained(config, tmp_path, None, average=2)
 
 
 def test_what_is_damaged_in_a_workdir_is_named(make_config, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from seqtrain.exchange import Policy
 from seqtrain.exchange.scenario import Dist, Scenario
 from seqtrain.exchange.simulate import Simulation
-from seqtrain.training import serving
+from seqtrain.training import server_rule
 from seqtrain.training.problem import AcousticProblem
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -47,7 +47,7 @@ def test_simulated_training_lowers_the_loss_and_repeats_bit_for_bit(problem, mak
     scenario = Scenario(
         Policy(num_workers=2), duration_s=8.0, step_s=Dist('lognormal', 1.0, 0.3), sample_s=8.0
     )
-    runs = [Simulation(scenario, serving.rule(config, 'ce'), problem).run() for _ in range(2)]
+    runs = [Simulation(scenario, server_rule.make(config, 'ce'), problem).run() for _ in range(2)]
     assert runs[0].loss == runs[1].loss
     np.testing.assert_array_equal(runs[0].time_s, runs[1].time_s)
     (_, first), *_, (_, last) = runs[0].loss

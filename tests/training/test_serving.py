@@ -6,7 +6,7 @@ import pytest
 from seqtrain.exchange import eventlog
 from seqtrain.graphs import NGramLm, arpa
 from seqtrain.training import config as config_lib
-from seqtrain.training import experiment, monitor, replay, serving
+from seqtrain.training import experiment, monitor, replay, server_rule, serving
 
 SMALL = {
     'bootstrap__rounds': 1,
@@ -173,9 +173,25 @@ def test_wrong_amounts_say_what_to_do(fields, message, make_config, tmp_path):
     assert not (tmp_path / 'never').exists()
 
 
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        (
+            {'exchange__local_steps': 4, 'exchange__rule': 'averaging'},
+            'bootstrap.average is a mean over pushed gradients',
+        ),
+        ({'bootstrap__average': 1.0}, 'average is 1.0: it must be at least 0 and below 1'),
+        ({'sequence__average': 0.1, 'data__dev': 'DIR'}, 'the best checkpoint is kept.*one of'),
+    ],
+)
+def test_a_mean_that_cannot_be_is_refused(fields, message, make_config):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        experiment.check(make_config(**{'bootstrap__average': 0.2, **fields}))
+
+
 def test_sgd_takes_a_momentum(make_config):
     plain, heavy = (
-        serving.rule(make_config(exchange__rule='sgd', **options), 'ce')
+        server_rule.make(make_config(exchange__rule='sgd', **options), 'ce')
         for options in ({}, {'exchange__rule_options__momentum': 0.9})
     )
     gradient = {'w': np.ones(1, np.float32)}
@@ -187,8 +203,26 @@ def test_sgd_takes_a_momentum(make_config):
         np.testing.assert_allclose(np.divide(taken, taken[0]), steps, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'mode', 'begin'), [('ce', 'async', 6), ('ce', 'sync', 3), ('sequence', 'async', 4)]
+)
+def test_a_mean_is_of_the_last_part_of_all_updates(kind, mode, begin, make_config):
+    config = make_config(  # two replicas, 2 · 4 and 6 updates
+        exchange__mode=mode, exchange__rule='sgd', bootstrap__average=0.25, sequence__average=0.3
+    )
+    rule = server_rule.make(config, kind)
+    state = rule.init(np.zeros(1, np.float32))
+    versions = []
+    for _ in range(begin + 2):
+        update, state = rule.update(np.ones(1, np.float32), state, sum(versions, np.zeros(1)))
+        versions.append(update)
+    values = np.cumsum(versions)
+    np.testing.assert_allclose(state.mean, values[begin:].mean(), rtol=1e-6)
+    assert values[begin - 1] != values[begin]
+
+
 def test_every_rule_is_made_in_one_of_its_modes():
-    for name, rule in serving.RULES.items():
+    for name, rule in server_rule.RULES.items():
         config = config_lib.default()
         config.exchange.rule, config.exchange.mode = name, rule.modes[-1]
         config.exchange.local_steps = 1 if rule.pushed in ('gradient', 'either') else 4
@@ -196,7 +230,7 @@ def test_every_rule_is_made_in_one_of_its_modes():
             config.exchange.rule_options[option] = 0.5
         serving.check(config)
         for kind in ('ce', 'sequence'):
-            assert serving.rule(config, kind) is not None
+            assert server_rule.make(config, kind) is not None
 
 
 def test_options_survive_the_way_through_json(make_config):

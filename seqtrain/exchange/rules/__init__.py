@@ -14,8 +14,10 @@ averaging                 Δ          0         sync rounds of H local steps
 easgd                     values     0         replicas that explore
 scale_by_frames, scale_by_staleness, gate_by_age, compensate_delay(_adaptively), drop_stale
                           stages and wrappers for `optax.chain`
+polyak_average            as inside  + n       a wrapper: ends with the mean of the last versions
 """
 
+from seqtrain.exchange.rules.average import polyak_average
 from seqtrain.exchange.rules.base import (
     BaseParamsNeeded,
     Rule,
@@ -66,6 +68,7 @@ __all__ = [
     'gate_by_age',
     'heloco',
     'momentum_lookahead',
+    'polyak_average',
     'scale_by_frames',
     'scale_by_staleness',
     'sgd',
