@@ -194,7 +194,8 @@ def test_a_replica_process_is_killed_and_training_goes_on(
     ray_here, make_config, tmp_path, split_by, send
 ):
     send({5: signal.SIGKILL})
-    config = make_config(**REMOTE, exchange__num_shards=2, data__split_by=split_by)
+    means = {'bootstrap__average': 0.5, 'sequence__average': 0.3}
+    config = make_config(**REMOTE, **means, exchange__num_shards=2, data__split_by=split_by)
     result = experiment.run(config, tmp_path, quiet=True)
     assert result['updates'] == 14
     assert 0 <= result['wer'] <= 2
@@ -204,6 +205,8 @@ def test_a_replica_process_is_killed_and_training_goes_on(
     assert 'process died' in failure.error
     events = eventlog.read(tmp_path / monitor.EVENTS)[1]
     assert {event.worker for event in events if event.kind == 'applied'} == {0, 1}
+    notes = [event.note for event in events if event.kind == 'rule' and event.shard == 0]
+    assert notes == ['mean of ce', 'mmi', 'mean of sequence']
     assert_replays(tmp_path)
 
 
@@ -273,6 +276,7 @@ def test_a_criterion_on_lattices_from_another_run_with_replica_processes(
     ray_here, arguments, tmp_path
 ):
     fields = {**REMOTE, **TIED, 'bootstrap__mono_offsets': (), 'data__split_by': 'speaker'}
+    fields |= {'bootstrap__average': 0.5}
     before = launched(arguments, {**fields, 'sequence__updates': 0}, 'launch/train.py')
     assert before.returncode == 0, before.stderr
     fields |= {**LATTICES, 'sequence__criterion': 'smbr', 'bootstrap__rounds': 0}
