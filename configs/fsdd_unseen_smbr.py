@@ -36,7 +36,8 @@ def get_config():
     config.exchange.num_replicas = 2
     config.exchange.overlap = False  # small network: fresher parameters beat overlap
     config.bootstrap.updates = 400
-    config.bootstrap.final_learning_rate = 2e-4
+    config.bootstrap.final_learning_rate = 1e-3  # high, since the network is a mean:
+    config.bootstrap.average = 0.2
     config.sequence.graph = 'lattice'
     config.sequence.criterion = 'smbr'
     config.sequence.updates = 200

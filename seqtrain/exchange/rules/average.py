@@ -54,8 +54,12 @@ def polyak_average(inner: optax.GradientTransformation, begin: int) -> Rule:
         updates, kept = rule.update(updates, state.inner, params, **extra)
         values = optax.apply_updates(params, updates)
         versions = state.versions + 1
-        weight = 1 / jnp.maximum(versions - begin, 1).astype(jnp.float32)
-        mean = jax.tree.map(lambda m, w: m + weight * (w - m), state.mean, values)
+        taken = jnp.maximum(versions - begin, 1)
+        mean = jax.tree.map(
+            lambda m, w: jnp.where(taken == 1, w, m + (w - m) / taken.astype(w.dtype)),
+            state.mean,
+            values,
+        )
         return updates, AverageState(kept, mean, versions)
 
     return Rule(init, update)
