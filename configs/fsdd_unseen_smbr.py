@@ -5,9 +5,8 @@
 The recordings are looked for in $SEQTRAIN_DATA/fsdd_unseen (../shared/data where it is not set).
 Other criteria: --config.sequence.criterion=mmi --config.sequence.boost=0.5 (or mpe).
 
-Measured over three seeds (RESULTS.md): 7.7 ± 0.9 % word errors after cross-entropy, 7.0 ± 0.4 %
-after lattice sMBR, 7.2 ± 0.5 % after boosted MMI; 8.1 and 8.2 % after MMI without a boost and MPE
-(with sequence.mmi_weight=1.0 and sequence.boost=0.5 7.2 ± 0.6 %).
+Measured over three seeds (RESULTS.md): 7.2 ± 0.4 % word errors after cross-entropy, 7.0 ± 0.3 %
+after lattice sMBR, 7.0 ± 0.5 % after boosted MMI, 7.3 and 7.4 % after MMI without a boost and MPE.
 """
 
 from seqtrain.training import config as config_lib
