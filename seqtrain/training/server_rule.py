@@ -154,14 +154,6 @@ def _check_options(settings: ml_collections.ConfigDict) -> None:
     for field, usual in local.items():
         if settings.local_steps == 1 and getattr(settings, field) != usual:
             raise ValueError(f'config.exchange.{field} needs local_steps of 2 or more.')
-    if settings.mode == 'async' and settings.on_stale == 'drop' and settings.max_staleness < 0:
-        raise ValueError(
-            'config.exchange.on_stale=drop drops what is older than config.exchange.max_staleness: '
-            'set that, too.'
-        )
-    for field in ('replica_gpus', 'replica_tpus'):
-        if getattr(settings, field) and not settings.ray_replicas:
-            raise ValueError(f'config.exchange.{field} needs config.exchange.ray_replicas=True.')
 
 
 def _taking(*pushed: str) -> str:
@@ -217,5 +209,5 @@ def _plain(settings: ml_collections.ConfigDict, learning_rate: Any) -> RuleLike:
         return chosen
     if isinstance(chosen, optax.GradientTransformation):
         return rules.chain(*before, chosen)
-    make: Callable = chosen
-    return lambda blocks: rules.chain(*before, make(blocks))
+    of_blocks: Callable = chosen
+    return lambda blocks: rules.chain(*before, of_blocks(blocks))

@@ -44,6 +44,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     _choose(settings, 'local_optimizer', LOCAL_OPTIMIZERS)
     policy(config)
     server_rule.check(settings)
+    if settings.mode == 'async' and settings.on_stale == 'drop' and settings.max_staleness < 0:
+        raise ValueError(
+            'config.exchange.on_stale=drop drops what is older than config.exchange.max_staleness: '
+            'set that, too.'
+        )
+    for field in ('replica_gpus', 'replica_tpus'):
+        if getattr(settings, field) and not settings.ray_replicas:
+            raise ValueError(f'config.exchange.{field} needs config.exchange.ray_replicas=True.')
     _check_amounts(config)
     if settings.lease_s < 0:
         raise ValueError(
