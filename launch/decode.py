@@ -1,12 +1,15 @@
 r"""Decodes a Kaldi data directory with a trained run.
 
     python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE] [--unit=phone] \
-        [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa] [--average=10]
+        [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa] [--average=10] \
+        [--against=FILE]
 
 Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. Of several acoustic
 scales it takes the one with the fewest errors, as Kaldi's scoring does. Another language model of
 words comes as an ARPA file. --average=10 takes the mean of the networks in the last ten checkpoints
-of a run that has kept as many (--config.checkpoint.keep). The last line is JSON.
+of a run that has kept as many (--config.checkpoint.keep). --against compares with the hypotheses of
+another run: whether the difference is more than chance, by a paired bootstrap over utterances. The
+last line is JSON.
 """
 
 import json
@@ -27,6 +30,7 @@ _UNIT = flags.DEFINE_enum('unit', 'word', ['word', 'phone'], 'What is recognised
 _SCALES = flags.DEFINE_list(
     'acoustic_scales', [], "Numbers; default: the one of the run's config (config.decode)."
 )
+_AGAINST = flags.DEFINE_string('against', '', "Another system's hypotheses, Kaldi `text`.")
 _AVERAGE = flags.DEFINE_integer('average', 1, 'Checkpoints to average.', lower_bound=1)
 _WORD_LM = flags.DEFINE_string('word_lm', '', "ARPA file; default: the run's language model.")
 
@@ -49,6 +53,7 @@ def main(argv):
             acoustic_scales=scales,
             word_lm=_WORD_LM.value,
             average=_AVERAGE.value,
+            against=_AGAINST.value,
         )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -15,8 +15,8 @@ import ml_collections
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.data.utterance import DataError, Utterance
-from seqtrain.decoding import Decoder, score_wer, write_text
-from seqtrain.graphs import DecodingGraph, Lexicon
+from seqtrain.decoding import Decoder, WerResult, read_text, score_wer, write_text
+from seqtrain.graphs import DecodingGraph
 from seqtrain.training import assembly, devices, evaluate, recognizer, start
 from seqtrain.training import config as config_lib
 from seqtrain.training.config import ConfigError, pick
@@ -34,6 +34,7 @@ def run(
     acoustic_scales: Sequence[float] = (),
     word_lm: str = '',
     average: int = 1,
+    against: str = '',
 ) -> dict[str, Any]:
     """Decodes a Kaldi data directory; see launch/decode.py.
 
@@ -48,14 +49,17 @@ def run(
       word_lm: an ARPA file to take instead of the run's language model; its words without
         pronunciation in the run's lexicon are left out.
       average: decodes with the mean of the networks in so many of the newest checkpoints.
+      against: hypotheses of another system, as `output` holds them: is the difference chance?
 
     Returns:
-      Counts, seconds, real-time factor, and the error rate where there are references; `scales`
-      holds the counts at each scale where several were given.
+      Counts, seconds, real-time factor, where there are references the error rate and its 95 %
+      bootstrap interval; `scales` holds the counts at each scale where several were given;
+      `wer_change` and `wer_improves` are those of `scoring.Change` where there is another system.
 
     Raises:
-      ConfigError: a scale that is not positive, several without references to choose by, phones of
-        a run that made no graph for them, or a word model for phones.
+      ConfigError: a scale that is not positive, several, or another system, without references,
+        hypotheses of other utterances, phones of a run that made no graph for them, or a word
+        model for phones.
       ArpaError: `word_lm` is malformed; names file and line.
       DataError: no utterance can be decoded.
     """
@@ -69,9 +73,8 @@ def run(
         records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
         references = _references(files, folder, kaldi.read_texts(data), unit)
         _check(acoustic_scales, references)
-        graph = files.graph(folder, unit)
-        if word_lm:
-            graph = _graph(config, workdir.path, files.lexicon(folder / 'lexicon.txt'), word_lm)
+        other = _read_hypotheses(against, references) if against else None
+        graph = _graph(config, workdir.path, files, unit, word_lm)
         network, params = assembly.network(config, files.num_inputs, files.num_outputs)
         params, position = recognizer.trained(config, workdir.path, params, average)
         features = features_of(config, files, records)
@@ -84,6 +87,8 @@ def run(
         name = pathlib.Path(data).name + ('-phone' if unit == 'phone' else '')
         file = _write(output or workdir.sub('decode') / name / 'text', texts)
     result = {**best, **_account(config, features, best['decoding_s']), 'output': str(file)}
+    if other is not None:
+        result |= _change(references, texts, other)
     return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
 
 
@@ -109,9 +114,17 @@ def _account(
 
 
 def _graph(
-    config: ml_collections.ConfigDict, path: pathlib.Path, lexicon: Lexicon, word_lm: str
+    config: ml_collections.ConfigDict,
+    path: pathlib.Path,
+    files: recognizer.ModelFiles,
+    unit: str,
+    word_lm: str,
 ) -> DecodingGraph:
-    """The decoding graph of words by another language model than the run's."""
+    """The run's decoding graph, or that of words by another language model than its own."""
+    folder = path / 'model'
+    if not word_lm:
+        return files.graph(folder, unit)
+    lexicon = files.lexicon(folder / 'lexicon.txt')
     return recognizer.word_graph(
         (),
         lexicon,
@@ -150,6 +163,34 @@ def _check(scales: Sequence[float], references: dict[str, str]) -> None:
         )
 
 
+def _read_hypotheses(against: str, references: dict[str, str]) -> dict[str, str]:
+    """Those of another system. Raises ConfigError where the two cannot be compared."""
+    if not any(references.values()):
+        raise ConfigError(
+            f'against={against} needs transcripts: give a data directory with `text`.'
+        )
+    try:
+        texts = read_text(against)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'against={against}: {error}') from error
+    if not texts.keys() & references.keys():
+        raise ConfigError(f'against={against} holds none of the utterances that are decoded here.')
+    return texts
+
+
+def _change(
+    references: dict[str, str], texts: dict[str, str], other: dict[str, str]
+) -> dict[str, Any]:
+    """Paired bootstrap of the two systems; the names are those of a run's result."""
+    change = _scored(references, texts).change(_scored(references, other))
+    return {'wer_change': [change.low, change.high], 'wer_improves': change.improves}
+
+
+def _scored(references: dict[str, str], texts: dict[str, str]) -> WerResult:
+    """Hypotheses against the references that there are."""
+    return score_wer(references, {k: v for k, v in texts.items() if k in references})
+
+
 def features_of(
     config: ml_collections.ConfigDict,
     files: recognizer.ModelFiles,
@@ -179,7 +220,8 @@ def _at(
     row: dict[str, Any] = {'acoustic_scale': scale, 'decoding_s': time.perf_counter() - started}
     texts = {name: hypothesis.text for name, hypothesis in found.items()}
     if references:
-        score = score_wer(references, {k: v for k, v in texts.items() if k in references})
+        score = _scored(references, texts)
         logger.info('Acoustic scale %g: %s', scale, score)
         row |= pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
+        row['wer_interval'] = list(score.interval())
     return row, texts

@@ -61,6 +61,32 @@ def test_the_best_of_several_scales_is_kept(trained, kaldi_copy, tmp_path):
     assert kept == pathlib.Path(best['output']).read_text()
 
 
+def test_against_another_system(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    alone = decode.run(run, str(data))
+    assert 'wer_change' not in alone
+    perfect = decode.run(run, str(data), against=str(data / 'text'))  # the references themselves
+    low, high = perfect['wer_change']
+    assert 0 < low <= alone['wer'] <= high
+    assert perfect['wer_improves'] == 0
+    assert decode.run(run, str(data), against=alone['output'])['wer_change'] == [0, 0]
+
+
+def test_what_cannot_be_compared_is_refused(trained, kaldi_copy, tmp_path):
+    run, utterances = trained
+    data = kaldi_copy(utterances, tmp_path / 'data')
+    others = tmp_path / 'others'
+    with pytest.raises(FOR_USERS, match=r'against=.*others'):
+        decode.run(run, str(data), against=str(others))
+    others.write_text('somebody-else one two\n')
+    with pytest.raises(FOR_USERS, match='none of the utterances'):
+        decode.run(run, str(data), against=str(others))
+    (data / 'text').unlink()
+    with pytest.raises(FOR_USERS, match='needs transcripts'):
+        decode.run(run, str(data), against=str(others))
+
+
 def test_another_language_model(trained, kaldi_copy, tmp_path):
     run, utterances = trained
     data = kaldi_copy(utterances, tmp_path / 'data')

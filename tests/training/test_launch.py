@@ -47,7 +47,8 @@ def test_train_then_decode_align_and_time_lattices(arguments, tmp_path, make_con
     data = kaldi_copy(utterances, tmp_path / 'test')
     done = launch('launch/decode.py', f'--workdir={tmp_path / "run"}', f'--data={data}')
     decoded = json.loads(done.stdout.splitlines()[-1])
-    assert (decoded['wer'], decoded['words']) == (result['wer'], result['words'])
+    for name in ('wer', 'words', 'wer_interval'):
+        assert decoded[name] == result[name]
     hypotheses = pathlib.Path(decoded['output']).read_text()
     assert hypotheses == (tmp_path / 'run' / 'decode' / 'mmi-word' / 'text').read_text()
     flags = [f'--workdir={tmp_path / "run"}', f'--data={data}', '--acoustic_scales=0.5,1']
