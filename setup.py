@@ -93,7 +93,7 @@ class WholeSource(sdist):
 
     def make_distribution(self):
         found = [*HERE.glob('*.md'), HERE / 'Makefile', HERE / 'seqtrain/exchange/README.md']
-        for folder in ('.ci', 'configs', 'launch', 'notebooks', 'tests'):
+        for folder in ('.ci', 'configs', 'docs', 'launch', 'notebooks', 'tests'):
             found += (HERE / folder).rglob('*')
         kept = (p for p in found if p.is_file() and '__pycache__' not in p.parts)
         self.filelist.extend(sorted(str(p.relative_to(HERE)) for p in kept))
