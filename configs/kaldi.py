@@ -9,7 +9,7 @@ boost: --config.start_from=DIR --config.bootstrap.rounds=2 --config.graph.contex
 --config.graph.num_tied=400 --config.graph.phone_lm_order=2 --config.sequence.acoustic_scale=0.3
 --config.sequence.boost=0.5 --config.sequence.ce_weight=0.1 --config.decode.acoustic_scale=0.3
 
-Measured over three seeds (RESULTS.md): fsdd_unseen 10.7 ± 1.1 % WER; speechocean 64.6 ± 0.9 % WER
+Measured over three seeds (RESULTS.md): fsdd_unseen 10.8 ± 1.0 % WER; speechocean 64.6 ± 0.9 % WER
 with a Kneser-Ney bigram (graph.word_lm_smoothing=kneser-ney), 57.9 ± 0.4 % PER with
 decode.phone_acoustic_scale=2; triphones on top of seed 0 of it 63.6 and 55.2 %.
 """
