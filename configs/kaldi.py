@@ -8,6 +8,7 @@ have them, --config.features.given=mfcc. Tied triphones on top of that run, with
 boost: --config.start_from=DIR --config.bootstrap.rounds=2 --config.graph.context=triphone
 --config.graph.num_tied=400 --config.graph.phone_lm_order=2 --config.sequence.acoustic_scale=0.3
 --config.sequence.boost=0.5 --config.sequence.ce_weight=0.1 --config.decode.acoustic_scale=0.3
+--config.decode.phone_acoustic_scale=0.4
 
 Measured over three seeds (RESULTS.md): fsdd_unseen 10.8 ± 1.0 % WER; speechocean 64.6 ± 0.9 % WER
 with a Kneser-Ney bigram (graph.word_lm_smoothing=kneser-ney), 57.9 ± 0.4 % PER with

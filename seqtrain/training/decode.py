@@ -15,7 +15,7 @@ import ml_collections
 from seqtrain.data import features as feature_lib
 from seqtrain.data import kaldi
 from seqtrain.data.utterance import DataError, Utterance
-from seqtrain.decoding import Decoder, WerResult, read_text, score_wer, write_text
+from seqtrain.decoding import Decoder, read_text, write_text
 from seqtrain.graphs import DecodingGraph
 from seqtrain.training import assembly, devices, evaluate, recognizer, start
 from seqtrain.training import config as config_lib
@@ -74,14 +74,9 @@ def run(
         references = _references(files, folder, kaldi.read_texts(data), unit)
         _check(acoustic_scales, references)
         other = _read_hypotheses(against, references) if against else None
-        graph = _graph(config, workdir.path, files, unit, word_lm)
-        network, params = assembly.network(config, files.num_inputs, files.num_outputs)
-        params, position = recognizer.trained(config, workdir.path, params, average)
+        recognize, params, usual = _recognizer(config, workdir.path, files, unit, word_lm, average)
         features = features_of(config, files, records)
-        only_ce = start.only_ce(config, workdir.path, position)
-        scales = acoustic_scales or [recognizer.acoustic_scale(config.decode, unit, only_ce)]
-        search = pick(config.decode, 'beam', 'max_active')
-        recognize = recognizer.Recognizer(network, Decoder(graph, **search))
+        scales = acoustic_scales or [usual]
         tried = [_at(scale, recognize, params, features, references) for scale in scales]
         best, texts = min(tried, key=lambda one: one[0].get('errors', 0))
         name = pathlib.Path(data).name + ('-phone' if unit == 'phone' else '')
@@ -90,6 +85,24 @@ def run(
     if other is not None:
         result |= _change(references, texts, other)
     return {**result, 'scales': [row for row, _ in tried]} if len(tried) > 1 else result
+
+
+def _recognizer(
+    config: ml_collections.ConfigDict,
+    path: pathlib.Path,
+    files: recognizer.ModelFiles,
+    unit: str,
+    word_lm: str,
+    average: int,
+) -> tuple[recognizer.Recognizer, Any, float]:
+    """The search, the parameters of the network, and the acoustic scale of the config."""
+    graph = _graph(config, path, files, unit, word_lm)
+    network, params = assembly.network(config, files.num_inputs, files.num_outputs)
+    params, position = recognizer.trained(config, path, params, average)
+    only_ce = start.only_ce(config, path, position)
+    decoder = Decoder(graph, **pick(config.decode, 'beam', 'max_active'))
+    usual = recognizer.acoustic_scale(config.decode, unit, only_ce)
+    return recognizer.Recognizer(network, decoder), params, usual
 
 
 def _write(path: str | pathlib.Path, texts: dict[str, str]) -> pathlib.Path:
@@ -181,14 +194,9 @@ def _read_hypotheses(against: str, references: dict[str, str]) -> dict[str, str]
 def _change(
     references: dict[str, str], texts: dict[str, str], other: dict[str, str]
 ) -> dict[str, Any]:
-    """Paired bootstrap of the two systems; the names are those of a run's result."""
-    change = _scored(references, texts).change(_scored(references, other))
+    """Paired bootstrap of the two systems."""
+    change = evaluate.scored(references, texts).change(evaluate.scored(references, other))
     return {'wer_change': [change.low, change.high], 'wer_improves': change.improves}
-
-
-def _scored(references: dict[str, str], texts: dict[str, str]) -> WerResult:
-    """Hypotheses against the references that there are."""
-    return score_wer(references, {k: v for k, v in texts.items() if k in references})
 
 
 def features_of(
@@ -220,7 +228,7 @@ def _at(
     row: dict[str, Any] = {'acoustic_scale': scale, 'decoding_s': time.perf_counter() - started}
     texts = {name: hypothesis.text for name, hypothesis in found.items()}
     if references:
-        score = _scored(references, texts)
+        score = evaluate.scored(references, texts)
         logger.info('Acoustic scale %g: %s', scale, score)
         row |= pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
         row['wer_interval'] = list(score.interval())

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -14,7 +15,7 @@ import ml_collections
 from seqtrain.data import features as feature_lib
 from seqtrain.data.features import FeatureSet
 from seqtrain.data.utterance import DataError, Skipped
-from seqtrain.decoding import Change, Decoder, read_text, score_wer, write_text
+from seqtrain.decoding import Change, Decoder, WerResult, read_text, score_wer, write_text
 from seqtrain.graphs import Lexicon
 from seqtrain.training import assembly, devices, recognizer
 from seqtrain.training.config import pick
@@ -155,10 +156,7 @@ class Evaluator:
         ]
         if references is None or not all(file.is_file() for file in files):
             return None
-        after, first = (
-            score_wer(references, {k: v for k, v in read_text(file).items() if k in references})
-            for file in files
-        )
+        after, first = (scored(references, read_text(file)) for file in files)
         return after.change(first)
 
     def _decode(self, model: str, unit: str, params: Any, references: dict[str, str]) -> Score:
@@ -168,7 +166,7 @@ class Evaluator:
         seconds = time.perf_counter() - started
         texts = {name: hypothesis.text for name, hypothesis in hypotheses.items()}
         write_text(self._workdir.path / 'decode' / f'{model}-{unit}' / 'text', texts)
-        result = score_wer(references, {k: v for k, v in texts.items() if k in references})
+        result = scored(references, texts)
         low, high = result.interval()
         counts = pick(result, 'words', 'errors', 'insertions', 'deletions', 'substitutions')
         failed = sum(not hypothesis.ok for hypothesis in hypotheses.values())
@@ -198,6 +196,11 @@ def test_set(
         )
     features.check_dim(data.features.dim)
     return features, {r.id: r.text for r in records if r.text.strip()}
+
+
+def scored(references: Mapping[str, str], texts: Mapping[str, str]) -> WerResult:
+    """Hypotheses against the references that there are; others are left out."""
+    return score_wer(references, {k: v for k, v in texts.items() if k in references})
 
 
 def references(texts: dict[str, str], lexicon: Lexicon, phones: bool) -> dict[str, dict[str, str]]:
