@@ -22,6 +22,10 @@ def load_ray() -> Any:
     return ray
 
 
+LEAVE_S = 5.0
+"""How long a replica that goes waits until the shards know: its process may end right after."""
+
+
 class Watcher:
     """Fetches the shards' new events once a second and hands them on, in a thread of its own."""
 
@@ -83,18 +87,21 @@ class RayChannel:
         self._outbox: dict[int, list[Message]] = {}
         self._inbox: collections.deque[tuple[int, Reply]] = collections.deque()
         self._calls: dict[Any, tuple[int, list[Message]]] = {}
+        self._farewells: list[Any] = []  # calls with a `Leave`
         self._away_since: dict[int, float] = {}
         self._woken = threading.Event()
 
     def send(self, shard: int, message: Message) -> None:
         self._outbox.setdefault(shard, []).append(message)
         if isinstance(message, Leave):
-            self._post()  # nobody will ask for an answer
+            self._post()  # nobody will call `receive`
 
     def _post(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for shard, messages in outbox.items():
             call = self._actors[shard].call.remote(messages)
+            if any(isinstance(message, Leave) for message in messages):
+                self._farewells.append(call)
             if not all(isinstance(message, Leave) for message in messages):
                 self._calls[call] = (shard, messages)
 
@@ -145,4 +152,8 @@ class RayChannel:
         self._woken.set()
 
     def close(self) -> None:
+        """Returns when the shards have heard that the replica left, at the latest after LEAVE_S."""
         self._calls.clear()
+        farewells, self._farewells = self._farewells, []
+        if farewells:
+            load_ray().wait(farewells, num_returns=len(farewells), timeout=LEAVE_S)
