@@ -1,4 +1,4 @@
-"""Finding a Ray cluster, or one of our own: addresses, tokens, who answers. Without Ray itself."""
+"""Finding a Ray cluster, or starting one: addresses, tokens, who answers. Starts none."""
 
 import contextlib
 import os
