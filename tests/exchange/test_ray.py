@@ -152,7 +152,16 @@ def test_what_may_be_repeated_waits_for_a_shard_that_comes_back(server_away):
 
 def test_a_shard_that_cannot_come_back_is_not_waited_for(server_away):
     server_away._directory, server_away._actors[0].missed = None, 99
-    with pytest.raises(exchange.ExchangeError, match='directory'):
+    with pytest.raises(exchange.ExchangeError, match='is gone; give the server a directory'):
+        server_away.snapshot()
+    with pytest.raises(exchange.ExchangeError, match='is gone; give the server a directory'):
+        server_away.expect([0])
+
+
+def test_a_shard_that_never_comes_back_is_not_blamed_on_the_directory(server_away, monkeypatch):
+    monkeypatch.setattr(ray_transport, 'PATIENCE_S', 1e-6)
+    server_away._actors[0].missed = 99
+    with pytest.raises(exchange.ExchangeError, match=r'does not come back.*being started again'):
         server_away.snapshot()
 
 
@@ -323,7 +332,6 @@ def test_a_shard_without_a_directory_that_dies_is_said_to_be_gone(ray_here):
     with ray_here.RayServer(START, 1, rules.sgd(0.1)) as server:
         client = server.connect(0)
         client.latest()
-        client._channel._patience_s = 0.5
         server.kill_shard(0)
         with pytest.raises(exchange.ExchangeError, match='directory'):
             _pull_for_ever(client)

@@ -32,14 +32,11 @@ from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.policy import Policy, check_lease
 from seqtrain.exchange.store import RuleLike, shard_rule
 from seqtrain.exchange.transport.cluster import start, stop, xla_flags
-from seqtrain.exchange.transport.ray_lines import RayChannel, Watcher, load_ray
+from seqtrain.exchange.transport.ray_lines import PATIENCE_S, RayChannel, Watcher, gone, load_ray
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 CLOSE_S = 30.0
 """How long shards may take to write their last checkpoints."""
-
-PATIENCE_S = 60.0
-"""How long a shard may take to come back after a crash."""
 
 
 def host_env() -> dict[str, str]:
@@ -50,13 +47,16 @@ def host_env() -> dict[str, str]:
 class RayEndpoint:
     """What a replica needs to connect; travels to other processes."""
 
-    def __init__(self, actors: Sequence[Any], partition: Partition, policy: Policy):
+    def __init__(
+        self, actors: Sequence[Any], partition: Partition, policy: Policy, patience_s: float
+    ):
         self.actors, self.partition, self.policy = list(actors), partition, policy
+        self.patience_s = patience_s
 
     def connect(self, worker: int, *, overlap: bool = True, **options: Any) -> Client:
         """A client for one replica; options as for `LocalServer.connect`."""
         return Client(
-            RayChannel(self.actors),
+            RayChannel(self.actors, self.patience_s),
             self.partition,
             operator.index(worker),
             overlap=overlap and not self.policy.sync,
@@ -88,26 +88,6 @@ class _RuleBook:
 
 def _rule_from(book: Any, shard: int, number: int) -> Any:
     return load_ray().get(book.get.remote(number, shard))
-
-
-def _insist(actor: Any, method: str, *args: Any, patience_s: float = PATIENCE_S) -> Any:
-    """Calls a shard, again where it was just being started again: for calls that may be repeated.
-
-    Raises:
-      ExchangeError: it did not come back.
-    """
-    ray = load_ray()
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return ray.get(getattr(actor, method).remote(*args))
-        except ray.exceptions.RayActorError as error:
-            if time.monotonic() > deadline:
-                raise ExchangeError(
-                    f'A shard has been away for {patience_s} s; give the server a directory, so '
-                    f'that shards can restart. Ray says: {str(error)[-300:]}'
-                ) from error
-            time.sleep(0.1)
 
 
 class RayServer:
@@ -189,7 +169,11 @@ class RayServer:
     @property
     def endpoint(self) -> RayEndpoint:
         """Give it to replicas in other processes."""
-        return RayEndpoint(self._actors, self.partition, self.policy)
+        return RayEndpoint(self._actors, self.partition, self.policy, self._patience_s)
+
+    @property
+    def _patience_s(self) -> float:
+        return PATIENCE_S if self._directory else 0.0  # without one nobody comes back
 
     def connect(self, worker: int, **options: Any) -> Client:
         """A client in this process."""
@@ -229,7 +213,7 @@ class RayServer:
         number = self._rule_number
         load_ray().get(self._book.add.remote(number, rules))
         for actor, one in zip(self._actors, rules, strict=True):
-            _insist(actor, 'set_rule', one, keep_state, note, number)
+            self._insist(actor, 'set_rule', one, keep_state, note, number)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """One snapshot per shard (each consistent in itself), also saved to the directory."""
@@ -252,7 +236,7 @@ class RayServer:
         """Lets rounds wait for replicas that are about to join, as `LocalServer.expect` does."""
         workers = list(workers)
         for actor in self._actors:
-            _insist(actor, 'expect', workers)
+            self._insist(actor, 'expect', workers)
 
     def check(self) -> None:
         """Asserts every shard's invariants."""
@@ -303,15 +287,29 @@ class RayServer:
             (actor, one, getattr(actor, method).remote(*one))
             for actor, one in zip(self._actors, args, strict=True)
         ]
-        # Without a directory nobody comes back.
-        patience_s = PATIENCE_S if self._directory else 0.0
         answers = []
         for actor, one, call in asked:
             try:
                 answers.append(ray.get(call))
             except ray.exceptions.RayActorError:
-                answers.append(_insist(actor, method, *one, patience_s=patience_s))
+                answers.append(self._insist(actor, method, *one))
         return answers
+
+    def _insist(self, actor: Any, method: str, *args: Any) -> Any:
+        """Calls a shard until it is there again: for calls that may be repeated.
+
+        Raises:
+          ExchangeError: it did not come back.
+        """
+        ray = load_ray()
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return ray.get(getattr(actor, method).remote(*args))
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise gone('A shard', self._patience_s, error) from error
+                time.sleep(0.1)
 
 
 class _ReplicaHost:

@@ -22,8 +22,22 @@ def load_ray() -> Any:
     return ray
 
 
+PATIENCE_S = 180.0
+"""How long a shard may take to come back after a crash, on a busy machine."""
+
 LEAVE_S = 5.0
 """How long a replica that goes waits until the shards know: its process may end right after."""
+
+
+def gone(shard: str, patience_s: float, error: Exception) -> ExchangeError:
+    """What to say when a shard did not come back in time."""
+    why = (
+        f'does not come back within {patience_s:.0f} s: the machine is too busy to start it again, '
+        'or it ends each time (its log is with those of Ray).'
+        if patience_s
+        else 'is gone; give the server a directory, so that shards can restart.'
+    )
+    return ExchangeError(f'{shard} {why} Ray says: {str(error)[-400:]}')
 
 
 class Watcher:
@@ -79,10 +93,11 @@ class RayChannel:
 
     Args:
       actors: the shards.
-      patience_s: how long a shard may be away (restarting) before the replica gives up.
+      patience_s: how long a shard may be away (restarting) before the replica gives up; 0: none
+        can come back.
     """
 
-    def __init__(self, actors: Sequence[Any], patience_s: float = 60.0):
+    def __init__(self, actors: Sequence[Any], patience_s: float = PATIENCE_S):
         self._actors, self._patience_s = actors, patience_s
         self._outbox: dict[int, list[Message]] = {}
         self._inbox: collections.deque[tuple[int, Reply]] = collections.deque()
@@ -136,10 +151,7 @@ class RayChannel:
         """The shard died: a push is given up (it may have been applied), the rest asked again."""
         since = self._away_since.setdefault(shard, time.monotonic())
         if time.monotonic() - since > self._patience_s:
-            raise ExchangeError(
-                f'Shard {shard} has been away for {self._patience_s} s; give the server a '
-                f'directory, so that shards can restart. Ray says: {str(error)[-400:]}'
-            ) from error
+            raise gone(f'Shard {shard}', self._patience_s, error) from error
         for message in messages:
             if isinstance(message, Push):
                 text = f'Push {message.seq} to shard {shard} was under way when the shard died.'
