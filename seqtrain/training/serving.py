@@ -86,9 +86,10 @@ def _check_amounts(config: ml_collections.ConfigDict) -> None:
             )
     if settings.mode != 'sync' or settings.backup_replicas:
         return
+    mono = ('mono_updates', 'mono_sequence_updates') if not config.start_from else ()
     shared = {
         'bootstrap.updates': config.bootstrap.updates,
-        'bootstrap.mono_updates': 0 if config.start_from else config.bootstrap.mono_updates,
+        **{f'bootstrap.{name}': config.bootstrap[name] for name in mono},
         'sequence.updates': config.sequence.updates,
     }
     for name, updates in shared.items():

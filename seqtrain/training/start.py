@@ -10,6 +10,8 @@ ended, a run of its own in the folder `mono/` with its own server and checkpoint
 That run's network may see less (`config.bootstrap.mono_offsets`): one that sees far learns where
 the flat start put the boundaries, one that sees little finds where they are. Then its alignments
 are taken and its weights are not, and a run with monophones may have such a run before it, too.
+It may go on with lattice-free MMI (`config.bootstrap.mono_sequence_updates`), which sums over all
+alignments of the reference and so moves them where the words are told apart best.
 
 With `config.start_from` a run begins where another one ended: several criteria from one network.
 Where that one has monophones and this one tied states, it takes the place of the monophone run: a
@@ -101,6 +103,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_offsets('bootstrap.mono_offsets', config.bootstrap.mono_offsets)
     if config.model.kind == 'tdnn':
         _check_offsets('model.offsets', config.model.offsets or ((),))
+    updates = config.bootstrap.mono_sequence_updates
+    if updates and not (is_tied(config) or config.bootstrap.mono_offsets):
+        raise ValueError(
+            f'config.bootstrap.mono_sequence_updates is {updates}, but there is no monophone run '
+            'before this one: set it to 0, or config.graph.context to triphone.'
+        )
     if not needs_monophones(config):
         return
     if config.bootstrap.mono_rounds < 1:
@@ -141,6 +149,11 @@ def monophone_config(config: ml_collections.ConfigDict) -> ml_collections.Config
         mono.bootstrap.mono_offsets = ()
     mono.bootstrap.final_learning_rate = config.bootstrap.learning_rate  # it is not the end
     mono.data.dev, mono.sequence.patience, mono.sequence.updates = '', 0, 0
+    if config.bootstrap.mono_sequence_updates:
+        mono.sequence = config_lib.default().sequence  # lattice-free MMI, κ = 1
+        mono.sequence.updates = config.bootstrap.mono_sequence_updates
+        mono.decode.acoustic_scale, mono.decode.phone_acoustic_scale = 1.0, 0.0
+        mono.bootstrap.mono_sequence_updates = 0
     return mono
 
 

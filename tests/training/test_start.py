@@ -112,6 +112,22 @@ def test_a_network_that_sees_less_may_find_the_first_alignments(make_config, tmp
     assert any((a != b).any() for a, b in zip(begun.labels, flat, strict=True))
 
 
+def test_lattice_free_mmi_may_find_the_first_alignments(make_config, tmp_path):
+    config = make_config(
+        **COUNTS, **SHORT, bootstrap__updates=2, bootstrap__mono_sequence_updates=3,
+        sequence__updates=0, sequence__graph='lattice', sequence__criterion='smbr',
+    )  # fmt: skip
+    result = experiment.run(config, tmp_path, quiet=True)
+    assert (result['updates'], result['mono']['updates']) == (2, 5)
+    rows = monitor.read_updates(tmp_path / start.MONO)
+    assert [row.stage for row in rows] == ['ce-0'] * 2 + ['mmi'] * 3
+    mono = json.loads((tmp_path / start.MONO / 'config.json').read_text())
+    assert (mono['sequence']['graph'], mono['decode']['acoustic_scale']) == ('lattice_free', 1)
+    replayed = replay.run(tmp_path)
+    assert replayed['identical']
+    assert replayed['mono']['identical']
+
+
 def test_alignments_that_processes_made_are_made_again(make_config, tmp_path):
     config = make_config(exchange__ray_replicas=True)
     data = assembly.training_data(config)
@@ -170,6 +186,7 @@ def test_a_tied_run_goes_on_from_any_point_and_replays(
             {'graph__context': 'biphone', 'bootstrap__mono_rounds': 0},
             'mono_rounds is 0.*needs at least 1',
         ),
+        ({'bootstrap__mono_sequence_updates': 5}, 'is 5, but there is no monophone run'),
     ],
 )
 def test_fields_that_contradict_each_other(make_config, tmp_path, changes, message):
