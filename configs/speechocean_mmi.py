@@ -7,8 +7,8 @@ From the CE network of another run: --config.start_from=DIR --config.bootstrap.r
 Without lattices: --config.sequence.graph=lattice_free --config.sequence.acoustic_scale=0.3
 --config.graph.phone_lm_order=2
 
-Measured over three seeds (RESULTS.md): 55.6 ± 0.5 % phone and 65.9 ± 0.8 % word errors after
-cross-entropy, 52.3 ± 0.3 % and 63.8 ± 0.4 % after boosted MMI. As few word errors, more phone
+Measured over three seeds (RESULTS.md): 55.7 ± 0.6 % phone and 66.3 ± 0.1 % word errors after
+cross-entropy, 52.4 ± 0.2 % and 63.9 ± 0.6 % after boosted MMI. As few word errors, more phone
 errors in about a third of the time: configs/kaldi.py.
 """
 

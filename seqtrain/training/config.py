@@ -321,7 +321,7 @@ def _bootstrap() -> ml_collections.ConfigDict:
     part = ml_collections.ConfigDict()
     part.mono_rounds = 5  # of the monophone run before tied states (or with mono_offsets)
     part.mono_updates = 0  # per round of it; 0: as many as below
-    part.mono_sequence_updates = 0  # then so many of lattice-free MMI: better alignments
+    part.mono_sequence_updates = 0  # then so many of lattice-free MMI, see training.start
     part.mono_offsets = ()  # its layers, to see less than model.offsets; (): these, weights kept
     part.rounds = 5  # of CE updates, a Viterbi realignment before each but the first
     part.updates = 40  # per round, over all replicas

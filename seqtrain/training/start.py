@@ -11,7 +11,8 @@ That run's network may see less (`config.bootstrap.mono_offsets`): one that sees
 the flat start put the boundaries, one that sees little finds where they are. Then its alignments
 are taken and its weights are not, and a run with monophones may have such a run before it, too.
 It may go on with lattice-free MMI (`config.bootstrap.mono_sequence_updates`), which sums over all
-alignments of the reference and so moves them where the words are told apart best.
+alignments of the reference: tied states that begin on its best ones make fewer errors, though its
+boundaries are further from where phones begin (RESULTS.md).
 
 With `config.start_from` a run begins where another one ended: several criteria from one network.
 Where that one has monophones and this one tied states, it takes the place of the monophone run: a
