@@ -52,7 +52,7 @@ def load(
     """Loads `yesno`, `fsdd`, `synth_digits[/small|/demo|/large]`, or a Kaldi data directory.
 
     Args:
-      name: a corpus name, or the path of a Kaldi data directory.
+      name: a corpus name, or the path of a Kaldi data directory (`./yesno`, if it is called so).
       split: 'train' or 'test'; not used for a directory, which is one split.
       source: a local archive or folder of a named corpus; None: downloaded with a checksum.
         `synth_digits` needs none.
@@ -63,7 +63,7 @@ def load(
       DataError: an unknown name or split, or data that is not there; says what to put where.
     """
     base_name, _, variant = str(name).partition('/')
-    if base_name in NAMES and not pathlib.Path(name).is_dir():
+    if base_name in NAMES:
         return _load_named(base_name, variant, split, source, _cache_dir(cache_dir))
     if not pathlib.Path(name).is_dir():
         raise DataError(

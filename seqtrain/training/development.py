@@ -4,7 +4,7 @@ On little data a sequence criterion goes on rising after the error rate has begu
 `config.data.dev` the network that the sequence stage begins with is decoded, and every checkpoint
 of the stage, all at `config.decode.acoustic_scale`; the stage ends with the parameters that had the
 fewest word errors. With `config.sequence.patience` it ends after so many looks in a row that were
-no better than the best one.
+no better than the best one; a look between two checkpoints, where a run broke off, does not count.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Development:
       references: transcripts by utterance id; an utterance without features counts as deleted.
       folder: keeps `looks.json` and the checkpoint.
       patience: looks without a better one after which training is over; 0: never.
+      distance: updates between checkpoints; what comes sooner after another does not count.
       updates: of the run so far; later looks are of a future that did not happen and are forgotten.
     """
 
@@ -69,10 +70,11 @@ class Development:
         references: dict[str, str],
         folder: pathlib.Path,
         patience: int,
+        distance: int,
         updates: int,
     ):
         self._recognizer, self._features, self._references = recognizer, features, references
-        self._file, self._patience = folder / 'looks.json', patience
+        self._file, self._patience, self._distance = folder / 'looks.json', patience, distance
         self._kept = Checkpoints(folder / 'best', keep=1)
         seen = read_json(self._file) if self._file.is_file() else []
         self.looks = [look for look in (Look(**one) for one in seen) if look.updates <= updates]
@@ -101,9 +103,9 @@ class Development:
             return None
         features, references = test_set(config, data, 'dev')
         folder = workdir.sub('development')
-        patience = config.sequence.patience
+        patience, distance = config.sequence.patience, config.checkpoint.every_updates
         recognizer = evaluator.recognizers['word']
-        return cls(recognizer, features, references, folder, patience, updates)
+        return cls(recognizer, features, references, folder, patience, distance, updates)
 
     @property
     def best(self) -> Look:
@@ -115,8 +117,11 @@ class Development:
         """Whether so many looks in a row were no better that training is over."""
         if not (self._patience and self.looks):
             return False
-        since = len(self.looks) - 1 - self.looks.index(self.best)
-        return since >= self._patience
+        counted = [self.best.updates]
+        for look in self.looks:
+            if look.updates >= counted[-1] + self._distance:
+                counted.append(look.updates)
+        return len(counted) > self._patience
 
     def look(self, position: Position, params: Any) -> None:
         """Decodes with the parameters of a checkpoint; keeps the checkpoint if it is the best."""

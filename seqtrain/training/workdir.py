@@ -25,8 +25,10 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _LOGS = ('updates.jsonl', 'pushes.jsonl', 'events.jsonl', 'failures.jsonl')
-# There before all data were looked at.
+# There before all data were looked at; so is what is in the folder 'model'.
 _BEGINNING = {'config.json', 'lock', 'machine.json', 'language.json'}
+# Where a run runs, not what it does: a job that is queued again has another address.
+_OF_THE_PLACE = {'exchange.ray_address'}
 
 
 class WorkdirError(RuntimeError):
@@ -110,7 +112,8 @@ class Workdir:
         if not file.exists() or not self._has_results():
             write_json(file, wanted, sort_keys=True)
             return
-        changed = sorted(_differences(_plain(self._complete(self.config)), wanted))
+        differing = set(_differences(_plain(self._complete(self.config)), wanted))
+        changed = sorted(differing - _OF_THE_PLACE)
         if changed:
             raise WorkdirError(
                 f'{self.path} belongs to a run with another config; it differs in '
@@ -121,7 +124,7 @@ class Workdir:
     def _has_results(self) -> bool:
         """Whether a run left more than its beginning: one that found no data did not."""
         files = (file for file in self.path.rglob('*') if file.is_file())
-        return any(file.name not in _BEGINNING for file in files)
+        return any(file.name not in _BEGINNING and file.parent.name != 'model' for file in files)
 
 
 def write_json(file: pathlib.Path, value: Any, **options: Any) -> None:

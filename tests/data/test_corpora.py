@@ -173,6 +173,15 @@ def test_wrong_names_are_errors_that_list_the_right_ones(tmp_path):
         corpora.load('synth_digits/small', 'dev', cache_dir=tmp_path)
 
 
+def test_a_folder_does_not_hide_the_corpus_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'yesno').mkdir()  # a workdir, for one
+    with pytest.raises(DataError, match='no archive or folder of yesno at'):
+        corpora.load('yesno', 'train', source=tmp_path / 'absent', cache_dir=tmp_path)
+    with pytest.raises(DataError, match='neither feats.scp nor wav.scp'):
+        corpora.load('./yesno', 'train')
+
+
 def test_a_kaldi_directory_by_its_path(make_kaldi_dir, make_audio, tmp_path):
     (tmp_path / 'a.flac').write_bytes(make_audio())
     folder = make_kaldi_dir({'wav.scp': 'a a.flac\nb sox b.wav |\n', 'text': 'a yes\nb no\n'})

@@ -39,7 +39,7 @@ def looked(folder, wrong, patience=0, updates=0, start=0):
     """A run's looks, one after every ten updates, with so many words wrong."""
     folder.mkdir(exist_ok=True)
     references = {'u': ' '.join(['word'] * 9)}
-    looks = Development(Told(9, wrong), None, references, folder, patience, updates)
+    looks = Development(Told(9, wrong), None, references, folder, patience, 10, updates)
     for number in range(1, len(wrong) + 1):
         looks.look(position(start + 10 * number), None)
     return looks
@@ -66,6 +66,18 @@ def test_training_is_over_after_so_many_looks_that_were_no_better(wrong, over, t
 def test_without_patience_it_is_never_over(tmp_path):
     looks = looked(tmp_path, [1, 2, 3, 4, 5])
     assert not looks.over
+    looks.close()
+
+
+def test_where_a_run_broke_off_patience_is_not_used_up(tmp_path):
+    looked(tmp_path, [3, 4], patience=2).close()
+    for updates in (21, 22, 23):  # three times Ctrl-C, soon after it went on
+        looks = looked(tmp_path, [4], patience=2, updates=updates, start=updates - 10)
+        assert not looks.over
+        looks.close()
+    looks = looked(tmp_path, [4], patience=2, updates=30, start=20)
+    assert [look.updates for look in looks.looks] == [10, 20, 21, 22, 23, 30]
+    assert looks.over
     looks.close()
 
 

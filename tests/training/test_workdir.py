@@ -37,11 +37,18 @@ def test_another_config_is_taken_before_there_are_results(tmp_path):
             assert workdir.config == {'data': path}
             workdir.sub('checkpoints')
             (workdir.path / 'machine.json').touch()
+            (workdir.sub('model') / 'word.fst').touch()
             with Workdir(workdir.sub('mono'), {'data': path}) as before:
                 assert before.config == {'data': path}
     (tmp_path / 'mono' / 'result.json').touch()  # of the monophone run, which the next one takes
     with pytest.raises(WorkdirError, match=r'differs in data\.'), Workdir(tmp_path, {'data': 'x'}):
         pass
+
+
+def test_a_run_goes_on_at_another_address(tmp_path):
+    for address in ('one:6379', 'two:6380'):
+        with Workdir(tmp_path, {'exchange': {'ray_address': address}}) as workdir:
+            (workdir.path / 'updates.jsonl').touch()
 
 
 def test_tuples_in_a_config_equal_their_json_form(tmp_path):
