@@ -77,7 +77,7 @@ class Decoder:
         Raises:
           ValueError: the matrix has not the graph's number of pdfs.
         """
-        scores = np.asarray(log_likelihoods, np.float32)
+        scores = np.array(log_likelihoods, np.float32)
         if scores.ndim != 2 or scores.shape[1] != self.graph.num_pdfs:
             raise ValueError(
                 f'A matrix of shape {scores.shape} for a graph of {self.graph.num_pdfs} pdfs; '
@@ -87,11 +87,14 @@ class Decoder:
             return _nothing('no frames')
         if np.isnan(scores).any() or (scores == np.inf).any():
             return _nothing('non-finite scores')
-        scores = np.maximum(scores * np.float32(self.acoustic_scale), np.float32(_IMPOSSIBLE))
-        hypothesis = self._search(scores, self.beam, self.max_active)
-        if hypothesis.ok:
-            return hypothesis
-        return self._search(scores, 2 * self.beam, np.iinfo(np.int32).max)
+        scores *= np.float32(self.acoustic_scale)
+        top = scores.max(axis=1, keepdims=True)
+        top[top == -np.inf] = 0
+        scores = np.maximum(scores - top, np.float32(_IMPOSSIBLE))
+        found = self._search(scores, self.beam, self.max_active)
+        if not found.ok:
+            found = self._search(scores, 2 * self.beam, np.iinfo(np.int32).max)
+        return dataclasses.replace(found, score=found.score + float(top.sum(dtype=np.float64)))
 
     def _search(self, scores: np.ndarray, beam: float, max_active: int) -> Hypothesis:
         kaldi_decoder = extras.load('kaldi_decoder')

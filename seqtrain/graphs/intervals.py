@@ -192,11 +192,11 @@ def _spell(
 def _ways(
     parts: Sequence[Segment], place: _Place, word: str, lexicon: Lexicon, shared: bool
 ) -> Iterator[tuple[list[int], _Place]]:
-    """The segments that a word's phones may have, after a silence or none, and the place then."""
+    """The segments that a word's phones may have, after silences or none, and the place then."""
     spoken = place[0]
     while spoken < len(parts) and parts[spoken].phone == 0:
         spoken += 1
-    begins = [place] if spoken == place[0] else [place, (spoken, 0)]
+    begins = [place, *((start, 0) for start in range(place[0] + 1, spoken + 1))]
     for variant in lexicon.variants(word):
         for begin in begins:
             if way := _match(parts, begin, variant, shared):

@@ -43,7 +43,8 @@ class OovError(ValueError):
         self.words = tuple(words)
         super().__init__(
             f'{len(self.words)} word(s) are not in the lexicon: {" ".join(self.words)}. '
-            f'Add their pronunciations or leave out the utterance.'
+            'Add their pronunciations, or leave out the utterance; words of a language model are '
+            'left out with skip_oov=True.'
         )
 
     def __reduce__(self):

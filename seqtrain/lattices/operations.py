@@ -49,9 +49,9 @@ def path_sums(
       plus: `np.logaddexp` to sum over paths, `np.maximum` for the best one.
       lm_scale: factor on the graph weights.
     """
-    weight = lm_scale * lattice.graph.astype(np.float64)
+    weight = _scaled(lattice.graph, lm_scale)
     weight += lattice.acoustic_scale * lattice.acoustic.astype(np.float64)
-    final = lm_scale * np.where(np.isfinite(lattice.final), lattice.final, NEG_INF).astype(float)
+    final = _scaled(lattice.final, lm_scale)
     alpha = np.full(lattice.num_states, NEG_INF)
     alpha[0] = 0.0
     beta = final.copy()
@@ -64,6 +64,13 @@ def path_sums(
         plus.at(beta, src, beta[dst] + weight[arcs])  # type: ignore[attr-defined]
     through = alpha[lattice.src] + weight + beta[lattice.dst]
     return PathSums(alpha, beta, through, float(beta[0]))
+
+
+def _scaled(weights: np.ndarray, factor: float) -> np.ndarray:
+    """What is impossible is so with a factor of 0, too."""
+    weights = weights.astype(np.float64)
+    impossible = np.full(len(weights), NEG_INF)
+    return np.multiply(weights, factor, out=impossible, where=weights > NEG_INF)
 
 
 def prune(lattice: Lattice, beam: float, sums: PathSums | None = None) -> Lattice:
@@ -98,6 +105,15 @@ def occupancies(lattice: Lattice, num_pdfs: int) -> np.ndarray:
     return result
 
 
+def check_scales(left: Lattice, right: Lattice) -> None:
+    """Raises LatticeError where the weights of two lattices cannot be compared."""
+    if left.acoustic_scale != right.acoustic_scale:
+        raise LatticeError(
+            f'Two lattices with acoustic scales {left.acoustic_scale:g} and '
+            f'{right.acoustic_scale:g}: give both the same, to `read_archive` for instance.'
+        )
+
+
 def union(left: Lattice, right: Lattice) -> Lattice:
     """All paths of two lattices of one utterance from one search graph; common arcs stand once.
 
@@ -105,8 +121,10 @@ def union(left: Lattice, right: Lattice) -> Lattice:
     `left`'s states is not counted twice, and paths that cross from one lattice to the other appear.
 
     Raises:
-      LatticeError: the lattices have not the same frames and words, or do not know graph states.
+      LatticeError: the lattices have not the same frames, words and acoustic scale, or do not know
+        graph states.
     """
+    check_scales(left, right)
     if not (len(left.graph_state) and len(right.graph_state)):
         raise LatticeError('A union needs lattices that know their graph states.')
     if left.num_frames != right.num_frames or left.words != right.words:

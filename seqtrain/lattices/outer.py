@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from seqtrain.fsa.fsa import NEG_INF
 from seqtrain.lattices.lattice import Lattice, LatticeError
-from seqtrain.lattices.operations import occupancies, path_sums
+from seqtrain.lattices.operations import check_scales, occupancies, path_sums
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,9 +75,10 @@ def mmi(
         transcript wrong. exp(−lattice beam) is what a search may have left out; None keeps all.
 
     Raises:
-      LatticeError: a lattice that does not fit the logits.
+      LatticeError: a lattice that does not fit the logits, or lattices of two acoustic scales.
       ValueError: a boost without accuracies.
     """
+    check_scales(numerator, denominator)
     if boost and accuracy is None:
         raise ValueError('A boost needs accuracies; see losses.frame_accuracy.')
     scores = _scores(logits, priors)
@@ -123,6 +125,7 @@ def expected_accuracy(
       LatticeError: a lattice that does not fit the logits.
     """
     lattice = denominator.rescore(_scores(logits, priors))
+    lattice = lattice.select(lattice.weight > NEG_INF)  # every state left has a path
     gain = np.zeros(lattice.num_arcs)
     emitting = lattice.pdf >= 0
     frames = lattice.time[lattice.src[emitting]]

@@ -47,7 +47,8 @@ class LatticeConfig:
       epochs_per_lattice: of 'epoch' and 'outer'; lattices are made anew in epochs that this
         divides.
       ahead: for how many of its next batches a replica makes lattices while the device works: their
-        parameters are then so many updates older. 0 makes them when it is a batch's turn.
+        parameters are then so many updates older. 0 makes them when it is a batch's turn; with
+        'outer' any other number makes those of the whole next block.
       beam, lattice_beam, max_active: of the search (Kaldi's make_denlats.sh: 13, 7, 5000).
       acoustic_scale: κ, in the search and in the criterion.
       unit: what competes: 'word', sequences of words; 'phone', those of phones, whatever words
@@ -359,11 +360,14 @@ def rates(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return result
 
 
-def summary(made: Sequence[Made | None], seconds: float, audio_s: float) -> dict[str, float]:
+def summary(
+    made: Sequence[Made | None], new: Sequence[Made | None], seconds: float, audio_s: float
+) -> dict[str, float]:
     """What a batch's lattices were like, for the log.
 
     Args:
       made: of the batch.
+      new: those of them that were not there before; what was done to lattices counts once.
       seconds: that the search took.
       audio_s: seconds of the utterances that got their lattices from it.
 
@@ -371,17 +375,19 @@ def summary(made: Sequence[Made | None], seconds: float, audio_s: float) -> dict
       Times in seconds, the speed in times real time; no depth where there is no lattice, no speed
       where none was made, no oracle WER where no words were looked at.
     """
-    good = [one for one in made if one is not None and not one.reason]
+    good, fresh = (
+        [one for one in some if one is not None and not one.reason] for some in (made, new)
+    )
     found: dict[str, float] = {
         'lattice_failed': sum(one is not None and bool(one.reason) for one in made),
-        'lattice_pruned': sum(one.pruned for one in good),
+        'lattice_pruned': sum(one.pruned for one in fresh),
         'lattice_s': seconds,
     }
     if good:
         found['lattice_depth'] = sum(one.depth for one in good) / len(good)
     if seconds and audio_s:
         found['lattice_speed'] = audio_s / seconds
-    if words := sum(one.words for one in good):
-        errors = sum(one.oracle_errors for one in good)
+    if words := sum(one.words for one in fresh):
+        errors = sum(one.oracle_errors for one in fresh)
         found |= {'oracle_errors': errors, 'oracle_words': words, 'oracle_wer': errors / words}
     return found

@@ -233,13 +233,14 @@ class LatticeSource:
         seconds, audio_s, facts = 0.0, 0.0, {}
         if scored is not None:
             logits, lengths = (np.asarray(x) for x in scored)
-            made, seconds, audio_s = work.maker.make(logits, lengths, missing)
-            for row, one in enumerate(made):
+            found, seconds, audio_s = work.maker.make(logits, lengths, missing)
+            for row, one in enumerate(found):
                 if one is not None:
                     entries[row] = Entry(one, pulled.versions)
             facts = self._keep(lease, missing, entries, pulled)
-        all_made = [entry.made for entry in entries if entry is not None]
-        metrics = lattice.summary(all_made, seconds, audio_s) | facts
+        made = [None if entry is None else entry.made for entry in entries]
+        new = [one for index, one in zip(missing, made, strict=True) if index >= 0]
+        metrics = lattice.summary(made, new, seconds, audio_s) | facts
         return _Prepared(entries, self._graphs(lease, entries), metrics)
 
     def _keep(
@@ -271,6 +272,11 @@ class BlockSource(LatticeSource):
         self._minibatches: dict[tuple[int, int, int], tuple[np.ndarray, FrameBatch]] = {}
         self._facts: dict[str, float] = {}
         self._reasons: dict[int, str] = {}
+
+    def prepare(self, following: Sequence[Lease], pulled: Pulled) -> None:
+        """Begins those of the next block, unless they are to be made when it is their turn."""
+        later = [lease for lease in following if lease.id not in self._minibatches]
+        super().prepare(later if self._work.config.ahead else [], pulled)
 
     def complete(
         self,

@@ -178,7 +178,7 @@ def test_a_folder_does_not_hide_the_corpus_of_its_name(tmp_path, monkeypatch):
     (tmp_path / 'yesno').mkdir()  # a workdir, for one
     with pytest.raises(DataError, match='no archive or folder of yesno at'):
         corpora.load('yesno', 'train', source=tmp_path / 'absent', cache_dir=tmp_path)
-    with pytest.raises(DataError, match='neither feats.scp nor wav.scp'):
+    with pytest.raises(DataError, match=r'neither feats\.scp nor wav\.scp'):
         corpora.load('./yesno', 'train')
 
 

@@ -149,6 +149,17 @@ def test_minus_infinity_forbids_a_pdf():
     assert 3 not in found.pdfs
 
 
+@pytest.mark.parametrize('offset', [-2e5, 2e5])
+def test_an_offset_per_frame_changes_nothing_but_the_score(offset):
+    scores = np.zeros((600, 6), np.float32)
+    scores[:, 3] = -np.inf
+    decoder = Decoder(one_word())
+    found, moved = decoder.decode(scores), decoder.decode(scores + np.float32(offset))
+    assert moved.ok
+    np.testing.assert_array_equal(moved.pdfs, found.pdfs)
+    assert moved.score - 600 * offset == pytest.approx(found.score, abs=1e-3)
+
+
 def test_beam_is_widened_once():
     # Frame 0 prefers words too long to end in four frames; "q" is 12 worse and falls off the beam
     # as soon as more than kaldi-decoder's least number of states (20) is alive.

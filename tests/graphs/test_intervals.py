@@ -122,6 +122,13 @@ def test_long_transcripts_and_words_of_silence():
         spell(parts, ' '.join(['x y'] * 1499 + ['x x']), words)
 
 
+def test_a_word_that_begins_with_silences_after_a_silence():
+    words = Lexicon.from_dict({'x': 'a', 'y': 'SIL SIL b'})
+    cut, spans = spell(parts_of([1, 0, 0, 0, 2]), 'x y', words)
+    assert len(cut) == 5
+    assert [(span.first, span.end) for span in spans] == [(0, 1), (2, 5)]
+
+
 def test_a_segment_of_equal_phones_is_cut_where_words_meet():
     topology = Topology.make('hmm1', 3)
     parts = segments([0, 1, 1, 2, 2, 2, 2, 2, 2, 0], topology)

@@ -1,5 +1,6 @@
 """N-best lists, oracle errors, confidences, LM rescoring: against all paths written out."""
 
+import dataclasses
 import itertools
 
 import jiwer
@@ -127,6 +128,14 @@ def test_a_path_of_infinite_cost_is_none(monkeypatch):
     assert len(determinised) == 1  # a wider beam has nothing more
     assert oracle_errors(lattice, 'p') == 1
     assert [(c.word, c.confidence) for c in confidences(lattice)] == [('q', 1.0)]
+
+
+def test_posteriors_by_the_scores_alone():
+    lattice = sausage(((1, 0), -0.5), ((2, 0), -2.0), ((0, 0), -np.inf))
+    lattice = dataclasses.replace(lattice, acoustic=np.float32([-1, -2, -3, 0, 0, 0]))
+    sums = path_sums(lattice, lm_scale=0.0)
+    assert sums.total == pytest.approx(np.logaddexp(-1, -2))
+    np.testing.assert_allclose(sums.posteriors()[:3], [0.731059, 0.268941, 0], atol=1e-6)
 
 
 def test_oracle_errors(lattice, lattice_paths):

@@ -8,7 +8,7 @@ from seqtrain.training.lattice import Made
 
 def update(number, made, seconds, audio_s):
     """An update of one replica, with the metrics of its batch's lattices."""
-    metrics = {**lattice.summary(made, seconds, audio_s), 'lattice_idle_s': 0.0}
+    metrics = {**lattice.summary(made, made, seconds, audio_s), 'lattice_idle_s': 0.0}
     reasons = [(number, one.reason) for one in made if one.reason]
     times = (float(number), number + 0.5, number + 1.0)
     return monitor.Update(

@@ -58,7 +58,7 @@ def test_the_speed_of_several_batches_is_that_of_all_their_audio():
 
 def test_the_oracle_wer_of_several_batches_is_errors_over_words():
     made = [[Made(words=1, oracle_errors=1)], [Made(), Made(words=9)], [Made(words=0)]]
-    found = [lattice.summary(some, 1.0, 1.0) for some in made]
+    found = [lattice.summary(some, some, 1.0, 1.0) for some in made]
     assert [one.get('oracle_wer') for one in found] == [1.0, 0.0, None]
     together = lattice.merged(found)
     assert (together['oracle_errors'], together['oracle_words']) == (1, 10)
@@ -66,8 +66,16 @@ def test_the_oracle_wer_of_several_batches_is_errors_over_words():
 
 
 def test_a_batch_without_a_lattice_has_neither_depth_nor_speed():
-    found = lattice.summary([Made(reason='no path'), None], 2.0, 0.0)
+    made = [Made(reason='no path'), None]
+    found = lattice.summary(made, made, 2.0, 0.0)
     assert found == {'lattice_failed': 1, 'lattice_pruned': 0, 'lattice_s': 2.0}
+
+
+def test_what_was_done_to_a_lattice_counts_where_it_is_made():
+    again, new = (Made(depth=d, pruned=True, words=2, oracle_errors=1) for d in (30.0, 50.0))
+    found = lattice.summary([again, new], [None, new], 1.0, 1.0)
+    assert found['lattice_depth'] == 40.0
+    assert (found['lattice_pruned'], found['oracle_words']) == (1, 2)
 
 
 def test_only_audio_that_got_lattices_counts_for_the_speed():
