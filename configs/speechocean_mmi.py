@@ -23,4 +23,5 @@ def get_config():
     config.name = 'speechocean_mmi'
     config.sequence.criterion = 'mmi'
     config.sequence.mmi_weight = 0.0
+    config.sequence.ce_weight = 0.1
     return config

@@ -50,7 +50,7 @@ def get_config():
     config.sequence.updates = 3000
     config.sequence.learning_rate = 1e-3
     config.sequence.final_learning_rate = 1e-4
-    config.sequence.ce_weight = 0.1
+    config.sequence.ce_weight = 1.0  # a tenth of MMI's
     config.lattice.acoustic_scale = 0.3  # a third of Kaldi's frames, three times its scale
     config.lattice.unit = 'phone'
     config.lattice.word_lm_order = 2

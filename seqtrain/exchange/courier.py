@@ -208,8 +208,8 @@ class Courier:
     def _pull_message(self) -> Pull:
         return Pull(self.worker, life=self._life, number=next(self._numbers))
 
-    def _join_message(self, fresh: bool = True) -> Join:
-        return Join(self.worker, fresh, self._life, next(self._numbers), self._keep)
+    def _join_message(self, fresh: bool = True, back: bool = False) -> Join:
+        return Join(self.worker, fresh, self._life, next(self._numbers), self._keep, back)
 
     def _pushes(
         self, update: Any, versions: Versions, seq: int, facts: Facts
@@ -254,7 +254,9 @@ class Courier:
         self.stats.rejoins += bool(shards)
         for shard in shards:
             self._compress.forget(shard)
-        self._ask([(s, self._join_message(fresh=False)) for s in shards])
+        for reply in self._ask([(s, self._join_message(fresh=False)) for s in shards]).values():
+            if isinstance(reply, Reject):
+                self._note_rejection(reply)
 
     def leave(self) -> None:
         """Says good-bye to all shards."""
@@ -323,7 +325,7 @@ class Courier:
     def _take_back(self, waiting: Waiting) -> None:
         """Joins again where a push waits, which refuses it."""
         for shard in [s for s, is_push in waiting if is_push]:
-            self._channel.send(shard, self._join_message(fresh=False))
+            self._channel.send(shard, self._join_message(fresh=False, back=True))
 
     def _send_again(self, waiting: Waiting, forgotten: bool) -> None:
         if self._retry_s is None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from seqtrain.exchange.messages import Event
+from seqtrain.exchange.messages import Event, Reason
 
 
 class EventLogError(ValueError):
@@ -89,6 +89,13 @@ def _drop_torn_line(path: str | os.PathLike) -> None:
         file.truncate(content.rfind(b'\n') + 1)
 
 
+def drop_last_line(path: str | os.PathLike) -> None:
+    """Takes back the newest event, where what it tells of did not last."""
+    with open(path, 'rb+') as file:
+        content = file.read()
+        file.truncate(content[:-1].rfind(b'\n') + 1)
+
+
 def newest_generations(events: Iterable[Event]) -> dict[int, int]:
     """By shard the highest generation so far: a restart after them needs one of its own."""
     result: dict[int, int] = {}
@@ -119,10 +126,17 @@ def causal(events: Sequence[Event]) -> list[Event]:
     return merge(logs)
 
 
-def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
+def merge(logs: Sequence[Sequence[Event]], complete: bool = True) -> list[Event]:
     """One causal order of the logs of S shards (index = shard number) that ran apart.
 
-    An event may come once every version that its push was based on has been made by the others.
+    An event may come once every version that its push was based on has been made by the others,
+    and, pushes to restarted shards being lost, once no other log still has an earlier push of the
+    same life of its replica from the same generations.
+
+    Args:
+      logs: see above.
+      complete: False where the logs were read one after another while the run went on; what is
+        based on events that are not there is left out then.
 
     Raises:
       EventLogError: the logs contradict each other (one of them is incomplete).
@@ -131,23 +145,29 @@ def merge(logs: Sequence[Sequence[Event]]) -> list[Event]:
     at = [0] * len(logs)
     made = [{0: 0} for _ in logs]  # per shard: generation -> highest version so far
     left = collections.Counter(_update(e) for log in logs for e in log if e.kind == 'applied')
-    patient = True
+    queues = [_queues(log) for log in logs]
+    waives = 0  # how many of the rules are waived because nothing moves with them
     while any(i < len(log) for i, log in zip(at, logs, strict=True)):
         moved = False
         for shard, log in enumerate(logs):
-            while at[shard] < len(log) and _reached(log[at[shard]], made, patient):
+            others = queues[:shard] + queues[shard + 1 :]
+            while at[shard] < len(log) and _may_come(log[at[shard]], made, others, waives):
                 event = log[at[shard]]
                 merged.append(event)
                 left[_update(event)] -= event.kind == 'applied'
                 if event.kind == 'restored' or not left[_update(event)]:
                     made[shard][event.generation] = event.version  # a round is made by its last
+                if _is_push(event):
+                    queues[shard][_sender(event)].pop()
                 at[shard] += 1
-                moved = patient = True
-        if not moved and not patient:
+                moved, waives = True, 0
+        if not moved and waives == 2:
+            if not complete:
+                break
             raise EventLogError(
                 f'The logs of the shards do not fit together after {at} events; one is incomplete.'
             )
-        patient = moved
+        waives = 0 if moved else waives + 1
     return merged
 
 
@@ -155,8 +175,36 @@ def _update(event: Event) -> tuple[int, int, int]:
     return event.shard, event.generation, event.version
 
 
-def _reached(event: Event, made: Sequence[dict[int, int]], patient: bool) -> bool:
-    if event.kind == 'rejected' and not patient:
+def _is_push(event: Event) -> bool:
+    """A push's first arrival; copies of it may come at any time."""
+    taken = event.kind == 'applied' or event.kind == 'rejected'
+    return taken and event.seq >= 0 and event.note != Reason.DUPLICATE.value
+
+
+def _sender(event: Event) -> tuple:
+    return event.worker, event.life, event.generations
+
+
+def _queues(log: Sequence[Event]) -> dict[tuple, list[int]]:
+    """By sender the numbers of its pushes, the next one last."""
+    queues: dict[tuple, list[int]] = collections.defaultdict(list)
+    for event in reversed(log):
+        if _is_push(event):
+            queues[_sender(event)].append(event.seq)
+    return queues
+
+
+def _may_come(
+    event: Event,
+    made: Sequence[dict[int, int]],
+    others: Sequence[dict[tuple, list[int]]],
+    waives: int,
+) -> bool:
+    if waives < 2 and _is_push(event):
+        queues = [queue[_sender(event)] for queue in others]
+        if any(queue and queue[-1] < event.seq for queue in queues):
+            return False
+    if waives and event.kind == 'rejected':
         return True  # it was never applied; what it claimed to be based on need not exist
     bases = zip(event.bases, event.generations, made, strict=False)
     return all(base <= versions.get(generation, -1) for base, generation, versions in bases)

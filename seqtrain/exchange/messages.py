@@ -44,6 +44,8 @@ class Join:
       number: of the question, see `Pull`; a fresh one begins to count.
       keep: how many of the versions that it read last it may push from, where a rule needs their
         values; see `versions_under_way`.
+      back: only takes back a push that may wait there, because another shard has forgotten the
+        replica; where none waits (any more), nothing is forgotten.
     """
 
     worker: int
@@ -51,6 +53,12 @@ class Join:
     life: int = 0
     number: int = -1
     keep: int = 8
+    back: bool = False
+
+    @property
+    def note(self) -> str:
+        """For the event log, see `Event.note`."""
+        return 'fresh' if self.fresh else 'back' if self.back else 'again'
 
 
 def versions_under_way(queue_size: int) -> int:
@@ -208,7 +216,8 @@ class Event:
       frames: frames behind the update.
       time_s: the shell's clock when the message was handled (virtual time in the simulator).
       note: the reason of a rejection, the name of a rule, 'fresh' for a new replica that joined,
-        'again' for one that the shard had forgotten (empty in older logs).
+        'again' for one that the shard had forgotten (empty in older logs), 'back' for one that took
+        back what it had pending.
       generation: the shard's generation; counts its restarts.
       bases: versions of all shards that the update was computed from.
       generations: their generations.

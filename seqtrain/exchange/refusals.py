@@ -19,13 +19,13 @@ def unserved(state: ShardState, question: Join | Pull) -> tuple[Reason, str] | N
         return Reason.UNKNOWN_WORKER, (
             f'Replica {worker} is none of the {count} of this run; raise num_workers.'
         )
-    if isinstance(question, Pull) and (member is None or not member.present):
-        return Reason.NOT_JOINED, (
-            f'Replica {worker} has not joined shard {state.shard}; send Join first.'
-        )
     if member is not None and life < member.life:
         return Reason.REPLACED, (
             f'Replica {worker} was started again (life {member.life}); life {life} is over.'
+        )
+    if isinstance(question, Pull) and (member is None or not member.present):
+        return Reason.NOT_JOINED, (
+            f'Replica {worker} has not joined shard {state.shard}; send Join first.'
         )
     return None
 
@@ -33,12 +33,12 @@ def unserved(state: ShardState, question: Join | Pull) -> tuple[Reason, str] | N
 def refusal(state: ShardState, push: Push) -> tuple[Reason, str] | None:
     """Why an arriving push cannot be taken and how the sentence goes on, or None."""
     member = state.members.get(push.worker)
-    if member is None or not member.present:
-        return Reason.NOT_JOINED, 'comes from a replica that has not joined or lost its lease'
-    if push.life != member.life:
+    if member is not None and push.life < member.life:
         return Reason.REPLACED, (
             f'comes from life {push.life} of the replica, which is in life {member.life}'
         )
+    if member is None or not member.present or push.life > member.life:
+        return Reason.NOT_JOINED, 'comes from a replica that has not joined or lost its lease'
     if push.generation != state.generation:
         return Reason.GENERATION, (
             f'belongs to generation {push.generation}, the shard restarted and is in '

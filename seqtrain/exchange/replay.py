@@ -244,12 +244,13 @@ def _first_after_joins(events: Sequence[Event]) -> set[tuple[tuple, int]]:
     """(push, shard) of what a replica pushed to a shard first after it had joined it.
 
     There its error feedback for that shard begins. A join that is repeated before any push counts
-    once; joins again of older logs, which have no note, left the feedback alone.
+    once; joins again of older logs, which have no note, left the feedback alone, and so does one
+    that took back what was pending.
     """
     joined, seen, first = set(), set(), set()
     for event in events:
         who = (event.shard, event.worker, event.life)
-        if event.kind == 'joined' and event.note:
+        if event.kind == 'joined' and event.note in ('fresh', 'again'):
             joined.add(who)
         elif event.kind in _PUSHES and event.seq >= 0 and (_job(event), event.shard) not in seen:
             seen.add((_job(event), event.shard))

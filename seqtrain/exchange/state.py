@@ -157,11 +157,11 @@ class ShardState:
         member = self.members.setdefault(worker, Member())
         later = message.life > member.life
         self._turn_away(Reason.REPLACED if later else Reason.NOT_JOINED, worker)
-        self._forget(worker)
+        self._forget(worker, keep_reading=message.back and not later)
         member.present, member.life, member.answered = True, message.life, -1
         member.keep = message.keep
         self.gone.discard(worker)
-        self._log('joined', worker, 'fresh' if message.fresh else 'again')
+        self._log('joined', worker, message.note)
         self._serve(message)
 
     def _push(self, push: Push) -> None:
@@ -202,11 +202,11 @@ class ShardState:
             if worker in (None, pull.worker):
                 self._refuse_other(pull, reason, f'The pull {text}.')
 
-    def _forget(self, worker: int) -> None:
+    def _forget(self, worker: int, keep_reading: bool = False) -> None:
         """Drops what a replica had pending; its seq stays, so that nothing applies twice."""
         self.pending.pop(worker, None)
         self.waiting.pop(worker, None)
-        if worker in self.members:
+        if worker in self.members and not keep_reading:
             self.members[worker].reading = []
         self.tickets.drop(worker)
         self._prune()

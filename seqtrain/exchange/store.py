@@ -115,6 +115,8 @@ class Store:
         self.rule, self.opt_state = rule, state
         self._step = step(rule)
         self.keep_base = needs_base_params(rule, self.values.size)
+        if not self.keep_base:
+            self.history = {}
 
     def snapshot(self) -> dict[str, Any]:
         """Owned arrays: values and the leaves of the optimiser state, random keys as numbers."""

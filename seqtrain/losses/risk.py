@@ -114,7 +114,7 @@ def _segment_lengths(classes):
     """Length in frames of the run of equal classes around every frame -> f32[B, T]."""
 
     def one(row):
-        change = jnp.concatenate([jnp.zeros(1, jnp.int32), (row[1:] != row[:-1]).astype(jnp.int32)])
+        change = jnp.zeros_like(row).at[1:].set(row[1:] != row[:-1])
         run = jnp.cumsum(change)
         return jax.ops.segment_sum(jnp.ones_like(row), run, row.shape[0])[run]
 

@@ -34,7 +34,7 @@ BAD = {
     Reason.GENERATION: {'generation': 1},
     Reason.FRAMES: {'frames': 0.0},
     Reason.STEP_TIME: {'step_s': float('nan')},
-    Reason.REPLACED: {'life': 1},
+    Reason.REPLACED: {'life': -1},
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from seqtrain.exchange import Join, Policy, Push, Store
+from seqtrain.exchange import Join, Policy, Push, Store, rules
 from seqtrain.exchange.transport.shard_host import ShardHost
 
 ONES = np.ones(3, np.float32)
@@ -54,3 +54,12 @@ def test_a_shard_that_crashes_brings_the_optimiser_back(rule, tmp_path):
         await second.close()
 
     asyncio.run(run())
+
+
+def test_old_values_go_with_the_rule_that_wanted_them():
+    store = Store(START, rules.dc_asgd(0.1))
+    store.read()
+    store.apply(ONES, 0, 0, 1.0)
+    assert store.history
+    store.set_rule(optax.sgd(0.1))
+    assert not store.history

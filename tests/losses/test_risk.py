@@ -75,6 +75,11 @@ def test_per_segment_accuracy_counts_phones():
     np.testing.assert_allclose(along.sum(), 2.0, rtol=1e-6)
 
 
+def test_no_frames_have_no_segments():
+    accuracy = losses.frame_accuracy(jnp.zeros((2, 0), int), 3, per_segment=True)
+    assert accuracy.shape == (2, 0, 3)
+
+
 @pytest.mark.parametrize('shared', [False, True])
 @pytest.mark.parametrize('kind', ['pdf', 'state', 'mpe', 'mpfe'])
 def test_value_and_gradient_match_enumeration(setting, shared, kind):

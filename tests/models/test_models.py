@@ -45,6 +45,19 @@ def test_padding_content_and_amount_change_no_valid_frame(model):
             np.testing.assert_allclose(logits[b, :n], reference[b, :n], rtol=1e-5, atol=1e-6)
 
 
+def test_an_output_sees_its_context_and_no_more(model):
+    before, after = model.context
+    lengths = jnp.array([20, 20])
+    row, place = 3, 3 * model.subsampling
+    x = features(20)
+    reference = model(jnp.asarray(x), lengths)[0, row]
+    for frame in range(20):
+        moved = x.copy()
+        moved[0, frame] += 1
+        seen = not np.array_equal(model(jnp.asarray(moved), lengths)[0, row], reference)
+        assert seen == (place - before <= frame <= place + after)
+
+
 def test_dropout_acts_only_with_a_key():
     config = models.TdnnConfig(5, 7, 16, dropout=0.5)
     model = models.Tdnn(config, rngs=nnx.Rngs(0))

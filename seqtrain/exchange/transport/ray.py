@@ -190,21 +190,21 @@ class RayServer:
     def events(self) -> list[Event]:
         """The event logs of all shards in one causal order.
 
-        With a directory it is read from there and so survives crashes of shards.
+        With a directory it is read from there and so survives crashes of shards. The logs are read
+        one after another: of what happens meanwhile, the part that fits together is in it.
 
         Raises:
           ExchangeError: `on_event` took them, and there is no directory.
         """
         if self._directory:
             names = [f'shard-{s}.events.jsonl' for s in range(self.partition.num_shards)]
-            return eventlog.merge(
-                [eventlog.read(os.path.join(self._directory, name))[1] for name in names]
-            )
+            paths = [os.path.join(self._directory, name) for name in names]
+            return eventlog.merge([eventlog.read(path)[1] for path in paths], complete=False)
         if self._watched:
             raise ExchangeError(
                 'The events went to on_event; keep them there, or give the server a directory.'
             )
-        return eventlog.merge([events for _, events in self._all('events')])
+        return eventlog.merge([events for _, events in self._all('events')], complete=False)
 
     def set_rule(self, rule: RuleLike, *, keep_state: bool = False, note: str = '') -> None:
         """Changes the rule on all shards, between stages."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from seqtrain.exchange import eventlog
 from seqtrain.exchange.courier import ExchangeError
 from seqtrain.exchange.eventlog import EventLog
 from seqtrain.exchange.messages import (
@@ -99,6 +100,7 @@ class ShardHost:
             return
         generation = self._files.next_generation()
         snapshot = self._files.load()
+        self._files.drop_lost_change(snapshot['meta'])
         snapshot['meta']['after'] = generation - 1
         if snapshot['meta'].get('start_s') == self._start_s:  # else of an earlier server
             self._rule_number = snapshot['meta']['rule']
@@ -315,6 +317,16 @@ class _Files:
         beside = self._generation.with_suffix('.writing-generation')
         beside.write_text(str(generation))
         os.replace(beside, self._generation)
+
+    def drop_lost_change(self, meta: dict[str, Any]) -> None:
+        """Takes a change of the rule out of the log that no checkpoint came after.
+
+        It was the last thing that happened, and whoever asked for it asks again.
+        """
+        _, events = eventlog.read(self.events)
+        changes = sum(e.kind == 'rule' and e.generation == meta['generation'] for e in events)
+        if changes > meta['rule_changes']:
+            eventlog.drop_last_line(self.events)
 
     def save(self, snapshot: dict[str, Any]) -> None:
         arrays = snapshot['arrays']

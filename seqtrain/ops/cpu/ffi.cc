@@ -150,7 +150,8 @@ bool FirstArcs(const GraphView& graph, int64_t num_pdfs, std::vector<int32_t>* f
   int64_t count = graph.num_arcs;
   while (count > 0 && !(graph.weight[count - 1] > -INFINITY)) --count;
   for (int64_t a = 0; a < count; ++a) {
-    if (graph.pdf[a] < 0 || graph.pdf[a] >= num_pdfs) return false;
+    const bool outside = graph.pdf[a] < 0 || graph.pdf[a] >= num_pdfs;
+    if (outside && graph.weight[a] > -INFINITY) return false;
     ++(*first)[graph.dst[a] + 1];
   }
   std::partial_sum(first->begin(), first->end(), first->begin());
