@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SOURCES := $(wildcard seqtrain/ops/cpu/*.cc seqtrain/ops/cpu/*.inc seqtrain/ops/cpu/*.h seqtrain/lattices/native/*.cc)
 WORKDIR ?= workdir/demo
 PYTEST := $(BIN)/python -m pytest -n 2
 # Most of the suite's time goes into compiling. The numeric core is compiled as in use; runs, which are
@@ -14,7 +15,7 @@ QUICK  := XLA_FLAGS="--xla_backend_optimization_level=0 $(XLA_FLAGS)"
 
 venv: $(STAMP)
 
-$(STAMP): setup.py pyproject.toml
+$(STAMP): setup.py pyproject.toml $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
 	touch $(STAMP)
@@ -39,4 +40,4 @@ slow: $(STAMP)
 	$(QUICK) $(PYTEST) --dist loadfile --no-loadscope-reorder --timeout 900 -m slow tests
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info seqtrain/ops/cpu/*.so seqtrain/lattices/native/*.so

@@ -1,7 +1,7 @@
 r"""Aligns the transcripts of a Kaldi data directory with its recordings, by a trained run.
 
     python launch/align.py --workdir=DIR --data=KALDI_DIR --out=DIR \
-        [--lexicon=FILE] [--reference=phones.ctm --tolerance_ms=30]
+        [--lexicon=FILE] [--reference=phones.ctm --tolerance_ms=30] [--allow_pipes]
 
 Writes pdfs and phones per frame (`ali.ark`, `phones.ark` with `phones.txt`, Kaldi text archives at
 the network's output rate), `words.ctm`, `phones.ctm`, `states.ctm`, and a Praat TextGrid per
@@ -31,6 +31,10 @@ _TOLERANCE_MS = flags.DEFINE_float(
     'tolerance_ms', 30.0, 'How far apart boundaries may lie.', lower_bound=0.0
 )
 
+_PIPES = flags.DEFINE_bool(
+    'allow_pipes', False, 'Run the shell commands in wav.scp: for a directory that you trust.'
+)
+
 
 def main(argv):
     if len(argv) > 1:
@@ -45,6 +49,7 @@ def main(argv):
             lexicon_file=_LEXICON.value,
             reference=_REFERENCE.value,
             tolerance_ms=_TOLERANCE_MS.value,
+            allow_pipes=_PIPES.value,
         )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -93,7 +93,7 @@ def task() -> Task:
         None,
         lattice_stage.silence_probability(config),
     )
-    read = kaldi.read_dir(_DATA.value, allow_pipes=config.data.allow_pipes)
+    read = kaldi.read_dir(_DATA.value, allow_pipes=_PIPES.value)
     records = [record for record in read if record.text]
     texts = evaluate.references({r.id: r.text for r in records}, lexicon, phones=True)
     features = decode.features_of(config, files, records)

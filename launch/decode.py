@@ -2,7 +2,7 @@ r"""Decodes a Kaldi data directory with a trained run.
 
     python launch/decode.py --workdir=DIR --data=KALDI_DIR [--output=FILE] [--unit=phone] \
         [--acoustic_scales=0.1,0.2,0.3] [--word_lm=FILE.arpa] [--average=10] \
-        [--against=FILE]
+        [--against=FILE] [--allow_pipes]
 
 Writes hypotheses as Kaldi `text`; scores them where the directory has a `text`. Of several acoustic
 scales it takes the one with the fewest errors, as Kaldi's scoring does. Another language model of
@@ -34,6 +34,10 @@ _AGAINST = flags.DEFINE_string('against', '', "Another system's hypotheses, Kald
 _AVERAGE = flags.DEFINE_integer('average', 1, 'Checkpoints to average.', lower_bound=1)
 _WORD_LM = flags.DEFINE_string('word_lm', '', "ARPA file; default: the run's language model.")
 
+_PIPES = flags.DEFINE_bool(
+    'allow_pipes', False, 'Run the shell commands in wav.scp: for a directory that you trust.'
+)
+
 
 def main(argv):
     if len(argv) > 1:
@@ -54,6 +58,7 @@ def main(argv):
             word_lm=_WORD_LM.value,
             average=_AVERAGE.value,
             against=_AGAINST.value,
+            allow_pipes=_PIPES.value,
         )
     except errors.FOR_USERS as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -75,6 +75,8 @@ flags.DEFINE_multi_enum(
 )
 flags.DEFINE_integer('seed', 0, 'Of everything.', lower_bound=0)
 
+_NEEDS = {'acoustic': ('config', 'workdir'), 'toy': ('learning_rate', 'noise')}
+
 
 def policy(mode: str) -> Policy:
     """The policy of one of the modes that are compared."""
@@ -122,6 +124,7 @@ def experiment() -> tuple[ml_collections.ConfigDict, str]:
         file = pathlib.Path(FLAGS.workdir) / 'config.json'
         config = config_lib.from_json(json.loads(file.read_text()))
         config.start_from = FLAGS.workdir
+    experiment_lib.check(config)  # before it has numbers of replicas that its updates need not fit
     config.seed, config.exchange.num_replicas = FLAGS.seed, FLAGS.workers
     return config, 'ce' if FLAGS.workdir is None else 'sequence'
 
@@ -136,7 +139,8 @@ def trained(mode: str) -> tuple[Any, Problem | None]:
         return rule, Quadratic(noise=FLAGS.noise, seed=FLAGS.seed)
     config, kind = experiment()
     config.exchange.mode = 'async' if mode == 'async' else 'sync'
-    experiment_lib.check(config)
+    with config_lib.checking():
+        server_rule.check(config.exchange)
     return server_rule.make(config, kind), acoustic()
 
 
@@ -165,10 +169,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'Unknown arguments: {argv[1:]}.')
     absl_logging.set_verbosity(absl_logging.WARNING)
-    if FLAGS.problem != 'acoustic':
-        for name in ('config', 'workdir'):
-            if FLAGS[name].present:
-                raise app.UsageError(f'--{name} needs --problem=acoustic.')
+    for needed, names in _NEEDS.items():
+        for name in names:
+            if FLAGS[name].present and FLAGS.problem != needed:
+                raise app.UsageError(f'--{name} needs --problem={needed}.')
     try:
         planned = {mode: scenario(mode) for mode in FLAGS.mode}
     except ValueError as error:

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,14 +21,19 @@ from seqtrain.data.utterance import AudioError, Skipped, Utterance
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when features of the same configuration change.
-VERSION = 2
+VERSION = 3
 
 Fields = dict
 
 
-def key(records: list[Utterance], settings: tuple) -> str:
-    """The hash of the settings and of every record with the content of its recording."""
-    digest = hashlib.sha256(json.dumps([VERSION, settings]).encode())
+def key(content: str, settings: tuple) -> str:
+    """The name of a set: the hash of what it is made of (see `content_of`) and how."""
+    return hashlib.sha256(json.dumps([VERSION, content, settings]).encode()).hexdigest()[:32]
+
+
+def content_of(records: Sequence[Utterance]) -> str:
+    """The hash of every record with the content of its recording."""
+    digest = hashlib.sha256()
     recordings: dict[tuple, bytes] = {}  # segments share theirs
     for record in records:
         head = (record.id, record.speaker, record.text, record.start_s, record.end_s)
@@ -41,7 +47,7 @@ def key(records: list[Utterance], settings: tuple) -> str:
         if recording not in recordings:
             recordings[recording] = _content(record)
         digest.update(recordings[recording])
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def _content(record: Utterance) -> bytes:

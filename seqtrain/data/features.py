@@ -149,6 +149,7 @@ def compute(
     speed: float = 1.0,
     vtln: float = 1.0,
     require_text: bool = True,
+    content: str = '',
 ) -> FeatureSet:
     """Features of all usable utterances.
 
@@ -163,6 +164,7 @@ def compute(
       speed: plays the audio this many times faster (resampling: tempo and pitch change).
       vtln: Kaldi's vocal tract length warp factor, about 0.8 to 1.2; 1 leaves frequencies alone.
       require_text: skip utterances without a transcript.
+      content: `feature_cache.content_of` the utterances, where it is known.
 
     Returns:
       The set. With `speed` or `vtln` other than 1, ids carry the prefix 'sp<speed>-vt<vtln>-';
@@ -182,7 +184,8 @@ def compute(
         )
     if cache_dir is None:
         return _compute(records, config, speed, vtln, require_text)
-    key = feature_cache.key(records, (dataclasses.astuple(config), speed, vtln, require_text))
+    content = content or feature_cache.content_of(records)
+    key = feature_cache.key(content, (dataclasses.astuple(config), speed, vtln, require_text))
     if (fields := feature_cache.load(cache_dir, key)) is not None:
         return FeatureSet(**fields)
     result = _compute(records, config, speed, vtln, require_text)
@@ -194,11 +197,12 @@ def compute_copies(
     utterances: Iterable[Utterance],
     config: FeatureConfig,
     copies: Sequence[tuple[float, float]],
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> FeatureSet:
     """The same utterances once for every (speed, vtln) of `copies`, one after another."""
     records = list(utterances)
-    sets = [compute(records, config, cache_dir, speed, vtln) for speed, vtln in copies]
+    content = '' if cache_dir is None else feature_cache.content_of(records)
+    sets = [compute(records, config, cache_dir, *copy, content=content) for copy in copies]
     return join(sets)
 
 

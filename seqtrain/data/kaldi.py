@@ -158,8 +158,8 @@ def _audio(root: pathlib.Path, entry: str, allow_pipes: bool) -> dict:
     if not allow_pipes:
         return {
             'problem': f'wav.scp entry "{entry[:60]}" is a shell command: store the audio as '
-            'files, or set config.data.allow_pipes=True (`read_dir(..., allow_pipes=True)`) for a '
-            'directory that you trust'
+            'files, or, for a directory that you trust, train with --config.data.allow_pipes=True, '
+            'decode and align with --allow_pipes (`read_dir(..., allow_pipes=True)`)'
         }
     done = subprocess.run(entry[:-1], shell=True, capture_output=True, check=False)
     if done.returncode:

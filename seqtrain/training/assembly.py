@@ -87,10 +87,26 @@ def training_data(
         subsampling=config.model.subsampling,
         num_buckets=data.num_buckets,
         batch_size=data.batch_size,
-        copies=list(itertools.product(data.speeds, data.vtln)),
+        copies=copies(data),
         cache_dir=str(devices.cache_root(data.cache_dir) / 'features'),
         topology=topology,
     )
+
+
+def copies(data: ml_collections.ConfigDict) -> list[tuple[float, float]]:
+    """(speed, vtln) of the copies of the training set.
+
+    Raises:
+      ValueError: there are none, or factors that are none.
+    """
+    for name in ('speeds', 'vtln'):
+        factors = data[name]
+        if not factors or not all(isinstance(f, (int, float)) and f > 0 for f in factors):
+            raise ValueError(
+                f'config.data.{name} is {factors!r}: give one positive number or more, such as '
+                '(1.0,), which leaves the recordings as they are.'
+            )
+    return list(itertools.product(data.speeds, data.vtln))
 
 
 def check_silence(config: ml_collections.ConfigDict) -> None:

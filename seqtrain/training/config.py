@@ -204,7 +204,7 @@ def _data() -> ml_collections.ConfigDict:
     part.num_buckets = 2
     part.speeds = (1.0,)  # copies of the training set at these speeds
     part.vtln = (1.0,)  # and with these vocal tract length warps
-    part.spec_augment = False
+    part.spec_augment = False  # whether the section spec_augment is used
     return part
 
 
@@ -361,7 +361,7 @@ def _lattice() -> ml_collections.ConfigDict:
     """Lattices of the sequence stage, see `training.lattice.LatticeConfig`."""
     part = ml_collections.ConfigDict()
     part.mode = 'decode'  # lattices for every batch; or epoch, outer: kept for a while
-    part.epochs_per_lattice = 1
+    part.epochs_per_lattice = 1  # of epoch and outer
     part.ahead = 1  # batches whose lattices are made while the device works; 0: none
     part.beam = 13.0
     part.lattice_beam = 7.0

@@ -35,6 +35,7 @@ def run(
     word_lm: str = '',
     average: int = 1,
     against: str = '',
+    allow_pipes: bool = False,
 ) -> dict[str, Any]:
     """Decodes a Kaldi data directory; see launch/decode.py.
 
@@ -50,6 +51,7 @@ def run(
         pronunciation in the run's lexicon are left out.
       average: decodes with the mean of the networks in so many of the newest checkpoints.
       against: hypotheses of another system, as `output` holds them: is the difference chance?
+      allow_pipes: runs the shell commands in the directory's wav.scp.
 
     Returns:
       Counts, seconds, real-time factor, where there are references the error rate and its 95 %
@@ -70,7 +72,7 @@ def run(
         devices.set_up(1, config.data.cache_dir)
         folder = workdir.path / 'model'
         files = recognizer.ModelFiles.read(folder)
-        records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
+        records = list(kaldi.read_dir(data, allow_pipes=allow_pipes))
         references = _references(files, folder, kaldi.read_texts(data), unit)
         _check(acoustic_scales, references)
         other = _read_hypotheses(against, references) if against else None
@@ -230,6 +232,12 @@ def _at(
     if references:
         score = evaluate.scored(references, texts)
         logger.info('Acoustic scale %g: %s', scale, score)
-        row |= pick(score, 'wer', 'words', 'errors', 'insertions', 'deletions', 'substitutions')
-        row['wer_interval'] = list(score.interval())
+        row |= pick(score, 'words', 'errors', 'insertions', 'deletions', 'substitutions')
+        row['wer'] = _in_json(score.wer)
+        row['wer_interval'] = [_in_json(end) for end in score.interval()]
     return row, texts
+
+
+def _in_json(rate: float) -> float | None:
+    """Without words a rate may be infinite, which JSON does not know."""
+    return rate if math.isfinite(rate) else None

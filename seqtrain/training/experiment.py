@@ -82,6 +82,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         assembly.feature_config(config)
         assembly.graph_config(config).monophones(1)
         assembly.masks(config)
+        assembly.copies(config.data)
         assembly.check_silence(config)
         assembly.check_language_models(config)
         plan(config)
@@ -89,7 +90,6 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _run(config: ml_collections.ConfigDict, path: pathlib.Path, quiet: bool) -> dict:
     with Workdir(path, config.to_dict(), config_lib.complete) as workdir:
-        devices.record_machine(workdir.path)
         before = {}
         if start.needs_monophones(config):
             before = _monophone_run(config, path / start.MONO, quiet)
@@ -131,6 +131,7 @@ class Experiment:
             else:
                 origin.check_language(config, workdir.path)
                 begun = start.resume(config, workdir.path)
+            devices.record_machine(workdir.path)
             self._prepare(begun, position)
             self._open(begun, position, resources, quiet)
             self._resources = resources.pop_all()  # kept open, unless something failed above

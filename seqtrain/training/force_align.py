@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from seqtrain import ops
@@ -48,6 +47,7 @@ def run(
     lexicon_file: str = '',
     reference: str = '',
     tolerance_ms: float = 30.0,
+    allow_pipes: bool = False,
 ) -> dict[str, Any]:
     """Aligns a Kaldi data directory; see launch/align.py.
 
@@ -58,6 +58,7 @@ def run(
       lexicon_file: pronunciations in the run's phones, of words beside those of the run.
       reference: CTM of phones to compare with; '' compares with nothing.
       tolerance_ms: how far apart boundaries may lie.
+      allow_pipes: runs the shell commands in the directory's wav.scp.
 
     Returns:
       Counts, seconds, and with a reference the agreement (see `intervals.agreement`).
@@ -68,8 +69,8 @@ def run(
       CtmError: a malformed reference; names file and line. Or one of other utterances or phones.
     """
     given = alignment_files.read_ctm(reference) if reference else None
-    config, settings, num_inputs, aligner = _loaded(path, lexicon_file)
-    records = list(kaldi.read_dir(data, allow_pipes=config.data.allow_pipes))
+    settings, num_inputs, aligner = _loaded(path, lexicon_file)
+    records = list(kaldi.read_dir(data, allow_pipes=allow_pipes))
     if given is not None:
         _check_reference(reference, given, {r.id for r in records}, aligner.lexicon.phones)
     features = feature_lib.compute(records, settings)
@@ -200,10 +201,8 @@ class Aligner:
         return result, skipped
 
 
-def _loaded(
-    path: str | pathlib.Path, lexicon_file: str
-) -> tuple[ml_collections.ConfigDict, FeatureConfig, int, Aligner]:
-    """A run's config, how its features are computed, how many per frame, and its network."""
+def _loaded(path: str | pathlib.Path, lexicon_file: str) -> tuple[FeatureConfig, int, Aligner]:
+    """How a run's features are computed, how many per frame, and its network."""
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
@@ -216,7 +215,7 @@ def _loaded(
         params, _ = recognizer.trained(config, workdir.path, params)
     settings = dataclasses.replace(assembly.feature_config(config), sample_rate=files.sample_rate)
     aligner = Aligner(network, params, lexicon, topology, config.graph.optional_silence)
-    return config, settings, files.num_inputs, aligner
+    return settings, files.num_inputs, aligner
 
 
 def _check_reference(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import threading
 import zlib
@@ -268,7 +267,7 @@ def part_of(config: ml_collections.ConfigDict, brief: Brief, pool: Pool) -> prep
     features = feature_lib.compute_copies(
         utterances,
         settings,
-        list(itertools.product(config.data.speeds, config.data.vtln)),
+        assembly.copies(config.data),
         str(devices.cache_root(config.data.cache_dir) / 'features'),
     )
     features = prepare.usable(features, lexicon, topology, config.model.subsampling)

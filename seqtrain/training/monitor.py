@@ -118,7 +118,7 @@ class Monitor:
     """
 
     def __init__(self, folder: pathlib.Path, total: int, resume_at: int = 0, quiet: bool = False):
-        self._condition = threading.Condition()
+        self._condition, self._folder = threading.Condition(), folder
         known = {row.number: row for row in read_updates(folder)}
         lost = [number for number in range(1, resume_at + 1) if number not in known]
         if lost:
@@ -174,7 +174,7 @@ class Monitor:
             self._show(update)
             self._condition.notify_all()
             for name, value in update.metrics.items():
-                self._writer.add_scalar(f'{update.stage}/{name}', value, number)
+                self._scalar(f'{update.stage}/{name}', value, number)
 
     def together(self) -> AbstractContextManager[Any]:
         """What is done within it no other thread sees in part: a checkpoint counts twice."""
@@ -192,8 +192,20 @@ class Monitor:
         self._log.append(event)
         if event.kind == 'applied':
             self._ages.append(event.s1)
-            self._writer.add_scalar(f'exchange/s1_shard{event.shard}', event.s1, event.version)
-            self._writer.add_scalar(f'exchange/s2_shard{event.shard}', event.s2, event.version)
+            self._scalar(f'exchange/s1_shard{event.shard}', event.s1, event.version)
+            self._scalar(f'exchange/s2_shard{event.shard}', event.s2, event.version)
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        """For TensorBoard, whose thread would leave us waiting for ever if it had ended."""
+        if not self._writes():
+            raise WorkdirError(
+                f'{self._folder / "tensorboard"} cannot be written any more (is the disk full?): '
+                'make room and give the same command again.'
+            )
+        self._writer.add_scalar(name, value, step)
+
+    def _writes(self) -> bool:
+        return self._writer.file_writer.event_writer._worker.is_alive()
 
     def wait_for(self, done: Callable[[], bool]) -> None:
         """Waits until `done()` holds; it is looked at after every update and every `wake`."""
@@ -207,7 +219,8 @@ class Monitor:
 
     def close(self) -> None:
         self._bar.stop()
-        self._writer.close()
+        if self._writes():
+            self._writer.close()
         self._log.close()
         self._file.close()
         self._pushes.close()

@@ -59,6 +59,8 @@ def check_same(
         'model': ['subsampling'] if refines else list(config.model),
         'graph': ['topology'] if refines else ['topology', 'context'],
     }
+    if not refines and config.graph.context != 'mono':
+        compared['graph'] += ['tying', 'num_tied', 'min_count']
     for part, names in compared.items():
         for name in differing(config, before, part):
             if name in names:

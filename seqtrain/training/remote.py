@@ -18,6 +18,7 @@ This module knows nothing of Ray; `hosts` is the driver's side.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ from seqtrain.training.lattice import Sizes
 from seqtrain.training.lattice_source import LatticeWork
 from seqtrain.training.monitor import Update
 from seqtrain.training.replica import CompileGate, Replica, Work
+
+logger = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
@@ -74,6 +77,7 @@ def _told(method: Callable) -> Callable:
             return method(*args)
         except Exception as error:
             if errors.of_replica(error):
+                logger.warning('A replica failed:', exc_info=True)  # where, only this process knows
                 raise ReplicaError(errors.line(error)) from None
             raise
 

@@ -95,12 +95,14 @@ class Workdir:
     def forget_attempt(self) -> None:
         """Removes what a part of the run left that broke off before its first checkpoint.
 
-        Its logs would count updates that the run never had, its shards come back with its values.
+        Its logs would count updates that the run never had, its shards come back with its values,
+        its machine may have been another.
         """
         begun = [file for file in map(self.path.joinpath, _LOGS) if file.exists()]
         for file in begun:
             file.unlink()
         shutil.rmtree(self.path / 'shards', ignore_errors=True)
+        (self.path / 'machine.json').unlink(missing_ok=True)
         if begun:
             logger.info('%s broke off before its first checkpoint: it begins anew.', self.path)
 

@@ -240,6 +240,9 @@ def test_a_recording_of_many_segments_is_hashed_once(
     ]
     assert len(features.compute(records, PLAIN, tmp_path / 'cache')) == 8
     assert hashed == ['a0', 'b0']
+    copies = [(1.0, 1.0), (0.9, 1.0), (1.1, 1.0)]
+    assert len(features.compute_copies(records, PLAIN, copies, tmp_path / 'cache')) == 24
+    assert hashed == ['a0', 'b0'] * 2
 
 
 def test_cache_is_read_not_computed(make_utterance, tmp_path, monkeypatch):

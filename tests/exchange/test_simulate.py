@@ -244,12 +244,14 @@ def test_the_script_ends_with_json(tmp_path):
     [
         ('--workdir=run', '--workdir needs --problem=acoustic'),
         ('--config=configs/demo.py', '--config needs --problem=acoustic'),
+        ('--problem=none --noise=0.1', '--noise needs --problem=toy'),
         ('--backups=1.5', 'backups'),
         ('--seed=-1', 'seed'),
     ],
 )
 def test_the_script_refuses_flags_that_nobody_reads(flag, message):
-    command = [sys.executable, 'launch/simulate.py', '--workers=2', '--duration_s=1', flag]
+    command = [sys.executable, 'launch/simulate.py', '--workers=2', '--duration_s=1']
+    command += flag.split()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -27,6 +27,8 @@ from seqtrain.training import config, errors, experiment
         ({'lattice__ahead': -1}, 'config.lattice.ahead'),
         ({'graph__optional_silence': False}, 'config.graph.silence_probability searches for it'),
         ({'features__given': 'plp'}, 'fbank, mfcc, other'),
+        ({'data__speeds': ()}, r'config\.data\.speeds is \(\): give one positive number'),
+        ({'data__vtln': ('a',)}, r'config\.data\.vtln'),
         ({'data__spec_augment': True, 'spec_augment__max_warp': 2.0}, 'max_warp'),
     ],
 )

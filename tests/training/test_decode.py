@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -105,23 +104,20 @@ def test_another_language_model(trained, kaldi_copy, tmp_path):
         decode.run(run, str(data), word_lm=file)
 
 
-def test_shell_commands_run_where_the_config_allows_it(trained, kaldi_copy, tmp_path, caplog):
+def test_shell_commands_run_where_they_are_allowed(trained, kaldi_copy, tmp_path, caplog):
     run, utterances = trained
     data = kaldi_copy(utterances[:2], tmp_path / 'data')
     lines = (data / 'wav.scp').read_text().splitlines()
     piped = [f'{name} cat {file} |' for name, file in map(str.split, lines)]
     (data / 'wav.scp').write_text('\n'.join(piped) + '\n')
-    with pytest.raises(FOR_USERS, match=r'Nothing can be decoded.*config\.data\.allow_pipes=True'):
+    with pytest.raises(FOR_USERS, match=r'Nothing can be decoded.*with --allow_pipes'):
         decode.run(run, str(data))
     assert caplog.text.count('config.data.allow_pipes=True') == 2
-    allowed = shutil.copytree(run, tmp_path / 'run')
-    config = read_json(allowed / 'config.json')
-    config['data']['allow_pipes'] = True
-    (allowed / 'config.json').write_text(json.dumps(config))
-    assert decode.run(allowed, str(data))['utterances'] == 2
-    aligned = force_align.run(allowed, str(data), str(tmp_path / 'aligned'))
+    assert decode.run(run, str(data), allow_pipes=True)['utterances'] == 2
+    aligned = force_align.run(run, str(data), str(tmp_path / 'aligned'), allow_pipes=True)
     assert aligned['utterances'] == 2
-    config = config_lib.from_json(config)
+    config = config_lib.from_json(read_json(run / 'config.json'))
+    config.data.allow_pipes = True
     config.data.corpus, config.data.train = 'kaldi', str(data)
     assert not any(one.problem for one in assembly.load_split(config.data, 'train'))
 
@@ -175,6 +171,10 @@ def test_words_where_nothing_was_said_are_insertions(trained, kaldi_copy, tmp_pa
     assert result['words'] == 1
     assert result['insertions'] >= len(words[utterances[0].id].split()) > 0
     assert decode.run(run, str(data), unit='phone')['insertions'] > 0
+    (data / 'text').write_text(f'{silent}\n')
+    nothing_said = decode.run(run, str(data))
+    assert (nothing_said['words'], nothing_said['wer']) == (0, None)
+    json.dumps(nothing_said, allow_nan=False)
 
 
 def test_nothing_to_decode_is_an_error(trained, kaldi_copy, tmp_path):

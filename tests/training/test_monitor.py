@@ -9,6 +9,7 @@ import rich
 from rich import console
 
 from seqtrain.training.monitor import Monitor, Update
+from seqtrain.training.workdir import WorkdirError
 
 
 @pytest.fixture
@@ -76,3 +77,17 @@ def test_quiet_is_quiet(monitor, caplog, capsys):
         monitor.add(Update('mmi', 0, seq, 0, (0, 0, 0), (0,), 100, {'loss': 2.0}, [], 0, 0, 1))
     assert not caplog.messages
     assert not capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_disk_that_is_full_ends_the_run_with_a_sentence(monitor):
+    def full(data):
+        raise OSError(28, 'No space left on device')
+
+    update = Update('mmi', 0, 0, 0, (0, 0, 0), (0,), 100, {'loss': 2.0}, [], 0, 0, 1)
+    worker = monitor._writer.file_writer.event_writer._worker
+    monitor._writer.file_writer.event_writer._ev_writer._py_recordio_writer.write = full
+    monitor.add(update)
+    worker.join()
+    with pytest.raises(WorkdirError, match='is the disk full'):
+        monitor.add(update)

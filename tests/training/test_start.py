@@ -225,6 +225,9 @@ def test_another_criterion_from_the_same_network(make_config, tmp_path):
     # The simulator reads the other run where it stands.
     simulated = problem.AcousticProblem(after, 'sequence', loss_batches=1)
     assert np.isfinite(simulated.loss(simulated.start()))
+    after.graph.min_count += 1  # the other run's tree is taken over as it is
+    with pytest.raises(WorkdirError, match=r'graph\.min_count is \d+, but'):
+        start.begin(after, tmp_path / 'smbr', keep=False)
 
 
 def test_tied_states_from_a_flat_start_by_lattice_free_mmi(

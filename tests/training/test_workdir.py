@@ -63,6 +63,7 @@ def test_what_broke_off_before_a_checkpoint_is_forgotten(tmp_path):
         for name in ('events.jsonl', 'pushes.jsonl', 'updates.jsonl', 'failures.jsonl'):
             (tmp_path / name).write_text('{}\n')
         run.sub('shards').joinpath('shard-0').write_text('values')
+        (tmp_path / 'machine.json').write_text('{}')
         run.sub('decode')
         run.forget_attempt()
     assert sorted(file.name for file in tmp_path.iterdir()) == ['config.json', 'decode', 'lock']
