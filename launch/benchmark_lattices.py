@@ -52,6 +52,9 @@ _DATA = flags.DEFINE_string('data', None, 'Kaldi data directory with a `text`.',
 _UNIT = flags.DEFINE_enum('unit', 'word', ['word', 'phone'], 'What competes.')
 _ORDER = flags.DEFINE_integer('order', 1, "Of the graph's n-gram.", lower_bound=1)
 _UTTERANCES = flags.DEFINE_integer('utterances', 50, 'So many are timed.', lower_bound=1)
+_PIPES = flags.DEFINE_bool(
+    'allow_pipes', False, 'Run the shell commands in wav.scp: for a directory that you trust.'
+)
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Each so often; the best counts.', lower_bound=1)
 
 
