@@ -22,6 +22,8 @@ CORE = [
     'numpy',
     'optax',
     'orbax-checkpoint',
+    'pyyaml',
+    'rich',
     'scipy',
     'soundfile',
     'tensorflow-datasets>=4.9',
@@ -30,7 +32,7 @@ EXTRAS = {
     'kaldi': ['kaldifst', 'kaldi-decoder', 'kaldi-native-fbank', 'kaldi-native-io', 'jiwer'],
     'dist': ['ray'],
     'synth': ['espeakng-loader'],  # GPL-3: the user installs it; nothing of it is shipped here
-    'report': ['matplotlib', 'tensorboardX', 'treescope', 'rich'],
+    'report': ['matplotlib', 'tensorboardX', 'treescope'],
     'notebooks': ['ipykernel', 'ipywidgets', 'nbclient', 'nbconvert', 'nbmake'],
     'test': [
         'beartype',
