@@ -24,4 +24,5 @@ def get_config():
     config.sequence.criterion = 'mmi'
     config.sequence.mmi_weight = 0.0
     config.sequence.ce_weight = 0.1
+    config.decode.phone_acoustic_scale = 0.4
     return config

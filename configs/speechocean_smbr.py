@@ -58,7 +58,7 @@ def get_config():
     config.lattice.epochs_per_lattice = 2
     config.decode.acoustic_scale = 0.2
     config.decode.ce_acoustic_scale = 0.2
-    config.decode.phone_acoustic_scale = 0.4  # a phone bigram says less than a word bigram
+    config.decode.phone_acoustic_scale = 0.3  # a phone bigram says less than a word bigram
     config.decode.ce_phone_acoustic_scale = 0.5
     config.decode.phone_error_rate = True
     return config
