@@ -325,7 +325,7 @@ class _Files:
         """
         _, events = eventlog.read(self.events)
         changes = sum(e.kind == 'rule' and e.generation == meta['generation'] for e in events)
-        if changes > meta['rule_changes']:
+        if changes > meta.get('rule_changes', changes):  # older ones do not say
             eventlog.drop_last_line(self.events)
 
     def save(self, snapshot: dict[str, Any]) -> None:
