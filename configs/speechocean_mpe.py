@@ -5,9 +5,8 @@
 The recordings are looked for in $SEQTRAIN_DATA/speechocean (../shared/data where it is not set).
 From the CE network of another run: --config.start_from=DIR --config.bootstrap.rounds=0
 
-Measured over three seeds with the bootstrap and the language model of before
-(docs/experiments.md): 57.9 ± 0.8 % phone errors after cross-entropy, 55.3 ± 0.3 % after MPE,
-73.8 ± 1.1 and 73.2 ± 1.4 % word errors. Fewer of either kind: configs/speechocean_mmi.py.
+Measured over two seeds (RESULTS.md): 55.5 ± 0.7 % phone and 66.4 ± 0.2 % word errors after
+cross-entropy, 53.2 ± 0.0 % and 64.3 ± 0.5 % after MPE.
 """
 
 import pathlib
