@@ -9,12 +9,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from seqtrain.exchange.messages import Event, Reason
+
+logger = logging.getLogger(__name__)
 
 
 class EventLogError(ValueError):
@@ -136,7 +139,7 @@ def merge(logs: Sequence[Sequence[Event]], complete: bool = True) -> list[Event]
     Args:
       logs: see above.
       complete: False where the logs were read one after another while the run went on; what is
-        based on events that are not there is left out then.
+        based on events that are not there is left out then, and counted in the log.
 
     Raises:
       EventLogError: the logs contradict each other (one of them is incomplete).
@@ -157,12 +160,14 @@ def merge(logs: Sequence[Sequence[Event]], complete: bool = True) -> list[Event]
                 left[_update(event)] -= event.kind == 'applied'
                 if event.kind == 'restored' or not left[_update(event)]:
                     made[shard][event.generation] = event.version  # a round is made by its last
-                if _is_push(event):
+                if _in_turn(event):
                     queues[shard][_sender(event)].pop()
                 at[shard] += 1
                 moved, waives = True, 0
         if not moved and waives == 2:
             if not complete:
+                left_out = sum(len(log) - i for i, log in zip(at, logs, strict=True))
+                logger.info('%d events are left out: the logs end before what they need.', left_out)
                 break
             raise EventLogError(
                 f'The logs of the shards do not fit together after {at} events; one is incomplete.'
@@ -175,10 +180,14 @@ def _update(event: Event) -> tuple[int, int, int]:
     return event.shard, event.generation, event.version
 
 
-def _is_push(event: Event) -> bool:
-    """A push's first arrival; copies of it may come at any time."""
-    taken = event.kind == 'applied' or event.kind == 'rejected'
-    return taken and event.seq >= 0 and event.note != Reason.DUPLICATE.value
+def is_push(event: Event) -> bool:
+    """Whether a push came, and was applied or refused."""
+    return event.kind in ('applied', 'rejected') and event.seq >= 0
+
+
+def _in_turn(event: Event) -> bool:
+    """Whether it is a push's first arrival; copies of it may come at any time."""
+    return is_push(event) and event.note != Reason.DUPLICATE.value
 
 
 def _sender(event: Event) -> tuple:
@@ -189,7 +198,7 @@ def _queues(log: Sequence[Event]) -> dict[tuple, list[int]]:
     """By sender the numbers of its pushes, the next one last."""
     queues: dict[tuple, list[int]] = collections.defaultdict(list)
     for event in reversed(log):
-        if _is_push(event):
+        if _in_turn(event):
             queues[_sender(event)].append(event.seq)
     return queues
 
@@ -200,7 +209,7 @@ def _may_come(
     others: Sequence[dict[tuple, list[int]]],
     waives: int,
 ) -> bool:
-    if waives < 2 and _is_push(event):
+    if waives < 2 and _in_turn(event):
         queues = [queue[_sender(event)] for queue in others]
         if any(queue and queue[-1] < event.seq for queue in queues):
             return False

@@ -45,7 +45,7 @@ class Join:
       keep: how many of the versions that it read last it may push from, where a rule needs their
         values; see `versions_under_way`.
       back: only takes back a push that may wait there, because another shard has forgotten the
-        replica; where none waits (any more), nothing is forgotten.
+        replica; what it has read stays known.
     """
 
     worker: int

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from seqtrain.exchange.codec import Compressor, decode
+from seqtrain.exchange.eventlog import is_push
 from seqtrain.exchange.messages import Event, Push
 from seqtrain.exchange.partition import Partition
 from seqtrain.exchange.store import RuleLike, Store, shard_rule
@@ -87,7 +88,6 @@ def replay(
     return stores
 
 
-_PUSHES = ('applied', 'rejected')
 _UNKNOWN = -1
 
 
@@ -113,7 +113,7 @@ class _Replay:
         self._rounds: dict[tuple, list[Push]] = collections.defaultdict(list)
         self._snapshots: dict[tuple[int, int, int, int], dict[str, Any]] = {}
         self._begins_anew = _first_after_joins(events)
-        pushes = [event for event in events if event.kind in _PUSHES and event.seq >= 0]
+        pushes = [event for event in events if is_push(event)]
         self._round_size = collections.Counter(_round(e) for e in pushes if e.kind == 'applied')
         self._uses = collections.Counter(_job(e) for e in pushes)
         self._last_use = {key: event for event in pushes for key in _bases(event)}
@@ -123,7 +123,7 @@ class _Replay:
 
     def step(self, event: Event) -> None:
         """One event of the log."""
-        if event.kind in _PUSHES and event.seq >= 0:
+        if is_push(event):
             update = self._update(event)
             if event.kind == 'applied':
                 self._collect(event, update)
@@ -252,7 +252,7 @@ def _first_after_joins(events: Sequence[Event]) -> set[tuple[tuple, int]]:
         who = (event.shard, event.worker, event.life)
         if event.kind == 'joined' and event.note in ('fresh', 'again'):
             joined.add(who)
-        elif event.kind in _PUSHES and event.seq >= 0 and (_job(event), event.shard) not in seen:
+        elif is_push(event) and (_job(event), event.shard) not in seen:
             seen.add((_job(event), event.shard))
             if who in joined:
                 joined.remove(who)

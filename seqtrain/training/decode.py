@@ -65,8 +65,6 @@ def run(
       ArpaError: `word_lm` is malformed; names file and line.
       DataError: no utterance can be decoded.
     """
-    if word_lm and unit != 'word':
-        raise ConfigError(f'word_lm={word_lm} is a model of words: decode with unit=word.')
     with Workdir(path, None) as workdir:
         config = config_lib.from_json(workdir.config)
         devices.set_up(1, config.data.cache_dir)
@@ -136,6 +134,8 @@ def _graph(
     word_lm: str,
 ) -> DecodingGraph:
     """The run's decoding graph, or that of words by another language model than its own."""
+    if word_lm and unit != 'word':
+        raise ConfigError(f'word_lm={word_lm} is a model of words: decode with unit=word.')
     folder = path / 'model'
     if not word_lm:
         return files.graph(folder, unit)
